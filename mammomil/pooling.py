@@ -1,0 +1,92 @@
+"""From many scores to one: pooling a saliency map into a probability, and attention over patches."""
+
+import math
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float
+from torch import Tensor, nn
+
+Pooling = Literal["top_t", "gap", "gmp", "lse"]
+
+
+def top_t_count(height: int, width: int, t: float) -> int:
+    """Number of cells in the top fraction `t` of a map: at least one, halves to even (reading G-c)."""
+    return max(1, round(t * height * width))
+
+
+def top_t_pool(saliency: Float[Tensor, "b c h w"], t: float) -> Float[Tensor, "b c"]:
+    """Mean of the largest values of each map: f_agg of GMIC, section 2.4 (checklist G3).
+
+    Args:
+        saliency: values in [0, 1].
+        t: fraction of the cells that count, in (0, 1]. 1 is global average pooling; a fraction below one cell
+            is global max pooling.
+    """
+    count = top_t_count(*saliency.shape[-2:], t)
+    return saliency.flatten(2).topk(count).values.mean(-1)
+
+
+def log_sum_exp_pool(saliency: Float[Tensor, "b c h w"], sharpness: float) -> Float[Tensor, "b c"]:
+    """Smooth maximum (1/r) log mean exp(r A): the mean as r goes to 0, the maximum as r grows.
+
+    Args:
+        saliency: values in [0, 1]; the result is then in [0, 1] too.
+        sharpness: r, larger than 0.
+    """
+    # expm1 and log1p keep small values exact where exp and log would round them away.
+    return torch.expm1(sharpness * saliency).mean((-2, -1)).log1p() / sharpness
+
+
+def log_pool(
+    logits: Float[Tensor, "b c h w"], pooling: Pooling = "top_t", t: float = 0.02, sharpness: float = 5.0
+) -> Float[Tensor, "b c 2"]:
+    """Pool a saliency map of logits into log-probabilities, without ever leaving log space.
+
+    The mean of the top t of A = sigmoid(logits) is y; the mean of 1 - A over the same cells is 1 - y. Both
+    logarithms stay exact where sigmoid has saturated, so that the loss needs no clamp.
+
+    Args:
+        logits: the map before the sigmoid.
+        pooling: `top_t` (the paper), `gap` (average), `gmp` (maximum) or `lse` (log-sum-exp).
+        t: fraction of cells for `top_t`.
+        sharpness: r of `lse`.
+
+    Returns:
+        (log p(y=0), log p(y=1)) per class.
+    """
+    if pooling == "lse":
+        y = log_sum_exp_pool(logits.sigmoid(), sharpness)
+        # 1 - y, from 1 - A = sigmoid(-logits) in place of a difference of nearly equal numbers.
+        complement = -torch.expm1(-sharpness * (-logits).sigmoid()).mean((-2, -1)).log1p() / sharpness
+        return torch.stack([complement.log(), y.log()], -1)
+    height, width = logits.shape[-2:]
+    count = {"gap": height * width, "gmp": 1, "top_t": top_t_count(height, width, t)}[pooling]
+    top = logits.flatten(2).topk(count).values  # (b, c, count)
+    both = torch.stack([F.logsigmoid(-top), F.logsigmoid(top)], -1)  # (b, c, count, 2)
+    return both.logsumexp(2) - math.log(count)
+
+
+class GatedAttention(nn.Module):
+    """Gated attention over the instances of a bag (Ilse et al. 2018, used in GMIC section 2.3; G8).
+
+    weights = softmax over k of w(tanh(V h) * sigmoid(U h)), bag = sum over k of weights * h.
+
+    Args:
+        in_features: length of an instance's feature vector.
+        hidden: length of the gate.
+        bias: whether V, U and w have biases; the released model has none.
+    """
+
+    def __init__(self, in_features: int, hidden: int, bias: bool = False):
+        super().__init__()
+        self.V = nn.Linear(in_features, hidden, bias=bias)
+        self.U = nn.Linear(in_features, hidden, bias=bias)
+        self.w = nn.Linear(hidden, 1, bias=bias)
+
+    def forward(self, h: Float[Tensor, "b k f"]) -> tuple[Float[Tensor, "b k"], Float[Tensor, "b f"]]:
+        """Return the weights, which sum to 1 over k, and the weighted sum of the instances."""
+        gate = torch.tanh(self.V(h)) * torch.sigmoid(self.U(h))  # (b, k, hidden)
+        weights = self.w(gate).squeeze(-1).softmax(-1)  # (b, k)
+        return weights, torch.einsum("bk,bkf->bf", weights, h)

@@ -1,0 +1,1 @@
+"""One file per public data set: its own format in, the index of `mammomil.index` out."""

@@ -1,0 +1,98 @@
+"""Where to look: greedy retrieval of regions of interest from a saliency map, and crops out of the image."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int
+from torch import Tensor
+
+
+def normalise_saliency(saliency: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:
+    """Min-max normalise each class's map and add the classes (GMIC Algorithm 1, lines 2-5; checklist G6).
+
+    A constant map has no minimum-to-maximum range; it becomes zeros (reading G-e).
+    """
+    low = saliency.amin((-2, -1), keepdim=True)
+    span = saliency.amax((-2, -1), keepdim=True) - low
+    constant = span <= 0
+    return ((saliency - low) / span.masked_fill(constant, 1)).masked_fill(constant, 0).sum(1)  # (b, h, w)
+
+
+def retrieve_rois(
+    saliency: Float[Tensor, "b c h w"], k: int, window: int | tuple[int, int], distinct: bool = True
+) -> Int[Tensor, "b k 2"]:
+    """Choose `k` windows greedily by the saliency they hold (GMIC Algorithm 1, checklist G6).
+
+    Each round takes the window with the largest sum of normalised saliency, then sets its cells to zero. Ties
+    go to the first window in row-major order, and every window lies inside the map (reading G-d). Nothing
+    here is differentiable and nothing waits for the device.
+
+    Args:
+        saliency: one map per class, any finite values.
+        k: how many windows.
+        window: height and width of a window in cells, or one number for both; cut to the map's size.
+        distinct: never choose the same window twice. False is Algorithm 1 to the letter: zeroed cells stay
+            candidates, so that a map with one hot blob gives (0, 0) again and again.
+
+    Returns:
+        Top-left (row, column) of each window in cells, in the order chosen. A map with fewer than `k` windows
+        repeats its first one.
+    """
+    height, width = saliency.shape[-2:]
+    rows, columns = (window, window) if isinstance(window, int) else window
+    rows, columns = min(rows, height), min(columns, width)
+    remaining = normalise_saliency(saliency)
+    row_index = torch.arange(height, device=saliency.device)[:, None]
+    column_index = torch.arange(width, device=saliency.device)
+    positions = torch.arange((height - rows + 1) * (width - columns + 1), device=saliency.device)
+    taken = torch.zeros_like(positions, dtype=torch.bool)[None]
+    corners = []
+    for _ in range(k):
+        # Means order the windows as sums do.
+        score = F.avg_pool2d(remaining[:, None], (rows, columns), stride=1).flatten(1)  # (b, positions)
+        if distinct:
+            score = score.masked_fill(taken, -torch.inf)
+        best = score.argmax(1, keepdim=True)  # (b, 1), the first of equal maxima
+        taken = taken | (positions == best)
+        row, column = best // (width - columns + 1), best % (width - columns + 1)
+        corners.append(torch.cat([row, column], 1))
+        in_rows = (row_index >= row[..., None]) & (row_index < row[..., None] + rows)  # (b, h, 1)
+        in_columns = (column_index >= column[..., None]) & (column_index < column[..., None] + columns)
+        remaining = remaining.masked_fill(in_rows & in_columns, 0)
+    return torch.stack(corners, 1)  # (b, k, 2)
+
+
+def cells_to_pixels(
+    corners: Int[Tensor, "b k 2"], cells: tuple[int, int], pixels: tuple[int, int], size: int
+) -> Int[Tensor, "b k 2"]:
+    """Turn corners on a map of `cells` into corners on an image of `pixels` (height, width).
+
+    Rounds half to even, then shifts a patch of `size` pixels inside the image; an image smaller than the
+    patch gives corner 0.
+    """
+    # Plain numbers, axis by axis: a tensor of sizes would have to travel to the device.
+    axes = [(corners[..., axis].double() * (pixels[axis] / cells[axis])).round().long() for axis in (0, 1)]
+    return torch.stack([axes[axis].clamp(max=max(pixels[axis] - size, 0)) for axis in (0, 1)], -1)
+
+
+def crop_rois(
+    image: Float[Tensor, "b 1 H W"], corners: Int[Tensor, "b k 2"], size: int
+) -> Float[Tensor, "b k 1 size size"]:
+    """Cut `k` square patches out of each image, in one gather and without a loop.
+
+    Args:
+        image: standardised pixels.
+        corners: top-left (row, column) of each patch in pixels; may lie outside the image.
+        size: side of a patch in pixels.
+
+    Returns:
+        The patches. Pixels outside the image hold the image's minimum, which is its background.
+    """
+    height, width = image.shape[-2:]
+    offset = torch.arange(size, device=image.device)
+    rows = (corners[..., 0, None] + offset)[..., :, None]  # (b, k, size, 1)
+    columns = (corners[..., 1, None] + offset)[..., None, :]  # (b, k, 1, size)
+    inside = (rows >= 0) & (rows < height) & (columns >= 0) & (columns < width)
+    flat = rows.clamp(0, height - 1) * width + columns.clamp(0, width - 1)  # (b, k, size, size)
+    pixels = image.flatten(1).gather(1, flat.flatten(1)).view_as(flat)
+    background = image.amin((1, 2, 3))[:, None, None, None]
+    return torch.where(inside, pixels, background)[:, :, None]

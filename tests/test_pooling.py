@@ -1,0 +1,134 @@
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mammomil.pooling import GatedAttention, log_pool, log_sum_exp_pool, top_t_count, top_t_pool
+
+maps = hnp.arrays(
+    np.float64, st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 7)] * 2), elements=st.floats(0, 1)
+)
+
+
+def naive_top_t(values: np.ndarray, t: float) -> float:
+    """Sort in plain Python and average; t is a fraction, at least one cell."""
+    ordered = sorted((float(v) for v in values.ravel()), reverse=True)
+    count = max(1, round(t * len(ordered)))
+    return math.fsum(ordered[:count]) / count
+
+
+@given(maps, st.floats(0.001, 1))
+def test_top_t_pool_equals_sorting(saliency, t):
+    pooled = top_t_pool(torch.from_numpy(saliency), t)
+    for image, row in zip(saliency, pooled, strict=True):
+        for channel, value in zip(image, row, strict=True):
+            assert value.item() == pytest.approx(naive_top_t(channel, t), abs=1e-12)
+
+
+@given(maps, st.floats(0.001, 1), st.floats(0.001, 1))
+def test_top_t_pool_falls_as_t_grows(saliency, t, u):
+    saliency = torch.from_numpy(saliency)
+    small, large = sorted((t, u))
+    assert (top_t_pool(saliency, small) >= top_t_pool(saliency, large) - 1e-12).all()
+
+
+@pytest.mark.parametrize(
+    ("t", "count"), [(0.02, 28), (0.03, 41), (0.05, 69), (0.1, 138), (1e-9, 1), (1.0, 1380)]
+)
+def test_top_t_count_of_the_papers_map(t, count):
+    """28, 41, 69 and 138 are what the released models pool on 46x30 cells (checklist G-c)."""
+    assert top_t_count(46, 30, t) == count
+
+
+def test_top_t_count_rounds_halves_to_even():
+    assert [top_t_count(1, 10, t) for t in (0.25, 0.35)] == [2, 4]
+
+
+@pytest.mark.parametrize("pooling", ["gap", "gmp", "top_t", "lse"])
+@given(
+    logits=hnp.arrays(np.float64, (2, 2, 3, 5), elements=st.floats(-30, 30)),
+    t=st.floats(0.01, 1),
+    r=st.floats(0.1, 20),
+)
+def test_log_pool_is_the_logarithm_of_the_pooled_probability(pooling, logits, t, r):
+    saliency = 1 / (1 + np.exp(-logits))
+    complement = 1 / (1 + np.exp(logits))
+    result = log_pool(torch.from_numpy(logits), pooling, t, r)
+    for b in range(2):
+        for c in range(2):
+            a, not_a = saliency[b, c].ravel(), complement[b, c].ravel()
+            order = np.argsort(-logits[b, c].ravel(), kind="stable")
+            top = order[: max(1, round(t * a.size))]
+            y, not_y = {
+                "gap": (a.mean(), not_a.mean()),
+                "gmp": (a[order[0]], not_a[order[0]]),
+                "top_t": (a[top].mean(), not_a[top].mean()),
+                "lse": (
+                    np.log1p(np.expm1(r * a).mean()) / r,
+                    -np.log1p(np.expm1(-r * not_a).mean()) / r,
+                ),
+            }[pooling]
+            np.testing.assert_allclose(
+                result[b, c].numpy(), [math.log(not_y), math.log(y)], rtol=1e-9, atol=1e-10
+            )
+            assert y + not_y == pytest.approx(1, abs=1e-9)
+
+
+@pytest.mark.parametrize("pooling", ["gap", "gmp", "top_t", "lse"])
+@pytest.mark.parametrize("size", [80.0, -80.0])
+def test_log_pool_is_finite_with_useful_gradients_where_sigmoid_saturates(pooling, size):
+    logits = torch.full((1, 1, 4, 4), size, requires_grad=True)
+    log_prob = log_pool(logits, pooling, 0.3)
+    wrong = 0 if size > 0 else 1
+    assert log_prob.isfinite().all()
+    assert log_prob[0, 0, wrong].item() == pytest.approx(-80, rel=1e-4)
+    log_prob[0, 0, wrong].backward()
+    assert logits.grad is not None
+    assert logits.grad.abs().sum().item() == pytest.approx(1, rel=1e-3)
+
+
+@given(maps)
+def test_log_sum_exp_lies_between_mean_and_maximum(saliency):
+    saliency = torch.from_numpy(saliency)
+    mean, high = saliency.mean((-2, -1)), saliency.amax((-2, -1))
+    pooled = log_sum_exp_pool(saliency, 5.0)
+    assert (pooled >= mean - 1e-12).all()
+    assert (pooled <= high + 1e-12).all()
+    torch.testing.assert_close(log_sum_exp_pool(saliency, 1e-6), mean, rtol=0, atol=1e-5)
+    # At sharpness r the maximum is missed by at most log(number of cells) / r.
+    assert (log_sum_exp_pool(saliency, 500.0) >= high - math.log(saliency[0, 0].numel()) / 500 - 1e-9).all()
+
+
+def test_gated_attention_equals_loops():
+    torch.manual_seed(1)
+    attention = GatedAttention(5, 4, bias=True).double()
+    h = torch.randn(3, 6, 5, dtype=torch.float64)
+    weights, bag = attention(h)
+    V, U, w = (layer.weight.detach().numpy() for layer in (attention.V, attention.U, attention.w))
+    bV, bU, bw = (layer.bias.detach().numpy() for layer in (attention.V, attention.U, attention.w))
+    for b in range(3):
+        scores = []
+        for k in range(6):
+            x = h[b, k].numpy()
+            gate = [math.tanh(V[i] @ x + bV[i]) / (1 + math.exp(-(U[i] @ x + bU[i]))) for i in range(4)]
+            scores.append(math.exp(float(w[0] @ np.array(gate) + bw[0])))
+        expected = np.array(scores) / math.fsum(scores)
+        np.testing.assert_allclose(weights[b].detach().numpy(), expected, rtol=1e-10)
+        np.testing.assert_allclose(
+            bag[b].detach().numpy(), sum(a * h[b, k].numpy() for k, a in enumerate(expected)), rtol=1e-9
+        )
+
+
+@given(st.permutations(range(6)))
+def test_gated_attention_follows_a_permutation_and_the_bag_ignores_it(order):
+    torch.manual_seed(2)
+    attention = GatedAttention(5, 4).double()
+    h = torch.randn(2, 6, 5, dtype=torch.float64)
+    weights, bag = attention(h)
+    permuted_weights, permuted_bag = attention(h[:, list(order)])
+    torch.testing.assert_close(permuted_weights, weights[:, list(order)])
+    torch.testing.assert_close(permuted_bag, bag)

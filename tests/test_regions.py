@@ -1,0 +1,120 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+
+from mammomil.regions import cells_to_pixels, crop_rois, normalise_saliency, retrieve_rois
+
+
+def naive_algorithm_1(saliency: np.ndarray, k: int, rows: int, columns: int, distinct: bool):
+    """GMIC Algorithm 1 line by line, in float64, for one image (c, h, w)."""
+    total = np.zeros(saliency.shape[1:])
+    for one in saliency.astype(np.float64):
+        span = one.max() - one.min()
+        total += (one - one.min()) / span if span > 0 else 0
+    chosen = []
+    for _ in range(k):
+        best, corner = -np.inf, (0, 0)
+        for r in range(total.shape[0] - rows + 1):
+            for c in range(total.shape[1] - columns + 1):
+                score = total[r : r + rows, c : c + columns].sum()
+                if distinct and (r, c) in chosen:
+                    continue
+                if score > best:
+                    best, corner = score, (r, c)
+        chosen.append(corner)
+        total[corner[0] : corner[0] + rows, corner[1] : corner[1] + columns] = 0
+    return chosen
+
+
+# Multiples of 1/8 with ranges that are powers of two are exact in float32, so ties are ties in both.
+exact_maps = hnp.arrays(
+    np.float32, (2, 2, 9, 7), elements=st.integers(0, 8).map(lambda n: np.float32(n / 8)), fill=st.nothing()
+)
+
+
+@given(saliency=exact_maps, k=st.integers(1, 6), distinct=st.booleans())
+def test_retrieve_rois_is_algorithm_1(saliency, k, distinct):
+    saliency[:, :, 0, 0], saliency[:, :, -1, -1] = 0, 1  # the full range: normalising is then exact
+    corners = retrieve_rois(torch.from_numpy(saliency), k, (4, 4), distinct)
+    for image, rois in zip(saliency, corners, strict=True):
+        assert [tuple(roi) for roi in rois.tolist()] == naive_algorithm_1(image, k, 4, 4, distinct)
+
+
+def test_retrieve_rois_is_algorithm_1_at_the_papers_size():
+    saliency = torch.rand(3, 2, 46, 30, dtype=torch.float64)
+    for distinct in (True, False):
+        corners = retrieve_rois(saliency, 6, 4, distinct)
+        for image, rois in zip(saliency.numpy(), corners, strict=True):
+            assert [tuple(roi) for roi in rois.tolist()] == naive_algorithm_1(image, 6, 4, 4, distinct)
+
+
+@given(
+    saliency=hnp.arrays(np.float32, (2, 1, 6, 8), elements=st.floats(0, 1, width=32)),
+    window=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+)
+def test_windows_are_distinct_and_inside(saliency, window):
+    corners = retrieve_rois(torch.from_numpy(saliency), 6, window)
+    for rois in corners.tolist():
+        assert len({tuple(roi) for roi in rois}) == 6
+        assert all(0 <= r <= 6 - window[0] and 0 <= c <= 8 - window[1] for r, c in rois)
+
+
+def test_to_the_letter_one_hot_blob_repeats_the_first_window_and_distinct_does_not():
+    """The behaviour of the release on an isolated blob (gmic-release.md, ROI retrieval)."""
+    saliency = torch.zeros(1, 1, 46, 30)
+    saliency[0, 0, 20:24, 10:14] = 1
+    letter = retrieve_rois(saliency, 6, 4, distinct=False)[0].tolist()
+    assert letter == [[20, 10]] + [[0, 0]] * 5
+    ours = retrieve_rois(saliency, 6, 4)[0].tolist()
+    assert ours[0] == [20, 10]
+    assert len({tuple(roi) for roi in ours}) == 6
+
+
+@pytest.mark.parametrize("value", [0.0, 0.5, 1.0])
+def test_a_constant_map_is_finite_and_all_zero(value):
+    saliency = torch.full((1, 2, 5, 6), value)
+    assert (normalise_saliency(saliency) == 0).all()
+    assert retrieve_rois(saliency, 3, 4)[0].tolist() == [[0, 0], [0, 1], [0, 2]]
+
+
+def test_a_map_smaller_than_the_window_gives_its_only_window():
+    assert retrieve_rois(torch.rand(1, 1, 2, 3), 3, 4)[0].tolist() == [[0, 0]] * 3
+
+
+@given(
+    cells=st.tuples(st.integers(1, 50), st.integers(1, 50)),
+    pixels=st.tuples(st.integers(1, 3000), st.integers(1, 3000)),
+    size=st.integers(1, 300),
+    data=st.data(),
+)
+def test_cells_to_pixels_rounds_halves_to_even_and_stays_inside(cells, pixels, size, data):
+    corner = [data.draw(st.integers(0, n - 1)) for n in cells]
+    result = cells_to_pixels(torch.tensor([[corner]]), cells, pixels, size)[0, 0].tolist()
+    for axis in (0, 1):
+        exact = round(corner[axis] * (pixels[axis] / cells[axis]))
+        assert result[axis] == min(exact, max(pixels[axis] - size, 0))
+
+
+def test_cells_to_pixels_of_the_paper_are_multiples_of_64():
+    corners = torch.tensor([[[0, 0], [7, 3], [42, 26]]])
+    result = cells_to_pixels(corners, (46, 30), (2944, 1920), 256)
+    assert result.tolist() == [[[0, 0], [448, 192], [2688, 1664]]]
+
+
+@given(
+    size=st.integers(1, 6),
+    corners=hnp.arrays(np.int64, (2, 4, 2), elements=st.integers(-8, 12)),
+    seed=st.integers(0, 100),
+)
+def test_crops_equal_slices_of_the_padded_image(size, corners, seed):
+    rng = np.random.default_rng(seed)
+    image = rng.normal(size=(2, 1, 9, 7)).astype(np.float32)
+    patches = crop_rois(torch.from_numpy(image), torch.from_numpy(corners), size).numpy()
+    for b in range(2):
+        padded = np.pad(image[b, 0], 20, constant_values=image[b].min())
+        for k, (row, column) in enumerate(corners[b]):
+            expected = padded[row + 20 : row + 20 + size, column + 20 : column + 20 + size]
+            np.testing.assert_array_equal(patches[b, k, 0], expected)
