@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from mammomil.files import InputError, atomic_path
+from mammomil.metrics import auc_score
 from mammomil.runs import open_run, stop_signals
 from mammomil.types import FINDINGS, Batch
 
@@ -89,6 +90,7 @@ def fit(
     *,
     settings: dict[str, Any] | None = None,
     resume: bool = False,
+    breast: np.ndarray | None = None,
     on_best: Callable[[nn.Module, dict[str, Any], Evaluation | None], None] | None = None,
     collate: Callable[[list], Batch] | None = None,
     progress: bool = True,
@@ -107,6 +109,7 @@ def fit(
         out: the run folder.
         settings: everything else that defines the run, JSON-able; kept in `config.json`, compared on resume.
         resume: continue the run in `out` if it has begun.
+        breast: breast of each row of `valid`, see `evaluate`.
         on_best: called on the main process with the model, the epoch's metrics and the validation answers,
             whenever `config.monitor` improves (without validation data: after every epoch).
         collate: turns samples into a `Batch`; the data set's own by default.
@@ -216,7 +219,7 @@ def fit(
                 )
             found = None
             if judge is not None:
-                found = evaluate(wrapped, objective, judge, accelerator, getattr(valid, "breast", None))
+                found = evaluate(wrapped, objective, judge, accelerator, breast)
                 row["val"] = found.figures
             row["seconds"] = round(spent + time.monotonic() - start, 2)
             better = _is_better(row, history, config.monitor)
@@ -279,24 +282,14 @@ def evaluate(
     prob = {name: torch.cat(parts).float().cpu().numpy() for name, parts in answers.items()}
     for name, values in prob.items():
         for c, finding in enumerate(FINDINGS):
-            figures["auc" + name[1:] + f"_{finding}"] = auc(label[:, c], values[:, c])
+            figures["auc" + name[1:] + f"_{finding}"] = auc_score(label[:, c], values[:, c])
     if "y" in prob and breast is not None and (breast[row] >= 0).all():
         codes = breast[row]
         for c, finding in enumerate(FINDINGS):
             known = ~np.isnan(label[:, c])
             truth, score = (_group_mean(codes[known], v[known, c]) for v in (label, prob["y"]))
-            figures[f"auc_breast_{finding}"] = auc((truth > 0).astype(float), score)
+            figures[f"auc_breast_{finding}"] = auc_score((truth > 0).astype(float), score)
     return Evaluation(figures, row, label, prob.get("y"))
-
-
-def auc(label: np.ndarray, score: np.ndarray) -> float | None:
-    """Area under the ROC curve over known labels; None where only one class is known."""
-    from sklearn.metrics import roc_auc_score
-
-    known = ~np.isnan(label)
-    if len(np.unique(label[known])) < 2:
-        return None
-    return float(roc_auc_score(label[known], score[known]))
 
 
 def _group_mean(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
@@ -322,7 +315,7 @@ def _bar(batches: Any, title: str, total: int, done: int, show: bool) -> Any:
 
 
 def _summary(row: dict[str, Any], config: TrainConfig) -> str:
-    """Return an epoch in one line, such as `epoch 3/40  loss 1.23  val loss 1.31  auc_benign 0.61  12 s  *`."""
+    """Return an epoch in one line: `epoch 3/40  loss 1.23  val loss 1.31  auc_benign 0.61  12 s`."""
     parts = [f"epoch {row['epoch'] + 1}/{config.epochs}", f"loss {sum(row['train'].values()):.4f}"]
     for name, value in row.get("val", {}).items():
         if value is not None and (name == "loss" or name.startswith("auc")):
