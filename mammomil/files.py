@@ -1,6 +1,7 @@
 """Errors a person can act on, files that are never half written, and where a result came from."""
 
 import dataclasses
+import hashlib
 import json
 import os
 import platform
@@ -47,6 +48,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def sha256(path: str | Path) -> str:
+    """Return the SHA-256 checksum of a file, in hexadecimal."""
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def write_json(path: str | Path, value: Any) -> None:

@@ -112,3 +112,13 @@ def test_building_with_a_seed_leaves_the_global_generator_alone():
     assert torch.equal(before, torch.get_rng_state())
     assert torch.equal(first.classifier.weight, second.classifier.weight)
     assert not torch.equal(first.classifier.weight, other.classifier.weight)
+
+
+@pytest.mark.parametrize(("widths", "last"), [((16, 32), True), ((4, 8), False), ((16, 24), False)])
+def test_channels_last_only_where_its_gradients_are_safe(widths, last):
+    """Widths that are no multiple of 16 crash the CPU backward of torch 2.15.0 in channels-last order."""
+    model = build_classifier(ClassifierConfig(ResNet22Config(widths, (2, 2))))
+    weight = model.backbone.stages[0][0].conv1.weight
+    assert weight.is_contiguous(memory_format=torch.channels_last) == last
+    model(torch.randn(2, 1, 184, 120)).logits.sum().backward()
+    assert all(p.grad.isfinite().all() for p in model.parameters())

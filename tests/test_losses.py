@@ -115,7 +115,7 @@ def test_birads_cross_entropy_skips_unknown_and_other_categories():
     logits = torch.randn(4, 5)
     birads = torch.tensor([2.0, torch.nan, 0.0, 5.0])
     batch = Batch(torch.zeros(4, 1, 2, 2), torch.full((4, 2), torch.nan), birads, torch.arange(4))
-    loss = ClassifierObjective(ClassifierConfig())(ClassifierOutput(logits), batch)["ce"]
+    loss = ClassifierObjective(ClassifierConfig())(ClassifierOutput(logits, None), batch)["ce"]
     kept = torch.nn.functional.cross_entropy(logits[[0, 3]], torch.tensor([1, 4]))
     torch.testing.assert_close(loss, kept)
 
@@ -124,7 +124,9 @@ def test_findings_cross_entropy_skips_unknown_labels():
     logits = torch.randn(2, 2)
     label = torch.tensor([[1.0, torch.nan], [0.0, 1.0]])
     batch = batch_of(label, torch.zeros(2, 1, 2, 2))
-    loss = ClassifierObjective(ClassifierConfig(target="findings"))(ClassifierOutput(logits), batch)["ce"]
+    loss = ClassifierObjective(ClassifierConfig(target="findings"))(ClassifierOutput(logits, None), batch)[
+        "ce"
+    ]
     p = logits.double().sigmoid()
     expected = -(p[0, 0].log() + (1 - p[1, 0]).log() + p[1, 1].log()) / 2
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
