@@ -47,7 +47,8 @@ class TrainConfig:
     workers: int = 0
     """Processes that load images; 0 loads in the training process."""
     monitor: str = "auc_malignant"
-    """Figure on the validation images that decides which epoch's weights are kept; larger is better."""
+    """Figure on the validation images that decides which epoch's weights are kept: a loss, where smaller is
+    better, or one of the others, where larger is."""
     patience: int = 0
     """Stop after so many epochs without a better figure; 0 trains them all."""
     save_minutes: float = 10.0
@@ -330,6 +331,8 @@ def _score(row: dict[str, Any], monitor: str) -> float:
     if monitor not in row["val"]:
         known = ", ".join(row["val"])
         raise InputError(f"--train.monitor {monitor}: no such figure; there are {known}.")
+    if monitor.startswith("loss"):
+        return -row["val"][monitor]
     value = row["val"][monitor]
     return -row["val"]["loss"] if value is None else value
 
