@@ -24,6 +24,7 @@ from mammomil.types import FINDINGS
 from mammomil.weights import load_backbone, load_model, save_model
 
 Scale = Literal["quick", "full"]
+FIELDS_PER_IMAGE = 8  # in an epoch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +82,7 @@ def preset(kind: Literal["gmic", "classifier"], scale: Scale, data: Path, out: P
         "scale": scale,
         "preprocess": PreprocessConfig.quick() if quick else PreprocessConfig(),
     }
-    train = TrainConfig(epochs=30, learning_rate=1e-3) if quick else TrainConfig(batch_size=4, workers=4)
+    train = TrainConfig(epochs=30, learning_rate=5e-4) if quick else TrainConfig(batch_size=4, workers=4)
     model = GMICConfig.quick() if quick else GMICConfig.full()
     if kind == "gmic":
         return GMICRun(**shared, model=model, train=train)
@@ -109,7 +110,8 @@ def run_training(run: Run, progress: bool = True) -> FitResult:
         objective = ClassifierObjective(run.model)
     train, sampler, failures = _training_data(index, run, progress)
     judged: dict[str, MammogramDataset] = {}
-    for split in ("val", "test"):
+    # Fields are a warm start, which whole images cannot judge: its last weights are kept.
+    for split in () if run.fields else ("val", "test"):
         if (index.images["split"] == split).any():
             judged[split] = MammogramDataset(subset(index, split), run.preprocess, cache=_cache(run))
             failures += judged[split].prepare_all(progress)
@@ -171,7 +173,14 @@ def _training_data(index: Index, run: Run, progress: bool) -> tuple[Dataset, Any
             raise InputError(f"{run.data}: no training image has one of the BI-RADS categories {wanted}.")
         chosen = select(chosen, keep)
     if run.fields:
-        data: Any = FieldDataset(chosen, run.preprocess, run.fields, augment=run.augment, cache=_cache(run))
+        data: Any = FieldDataset(
+            chosen,
+            run.preprocess,
+            run.fields,
+            length=FIELDS_PER_IMAGE * len(chosen.images),
+            augment=run.augment,
+            cache=_cache(run),
+        )
     else:
         data = MammogramDataset(chosen, run.preprocess, run.augment, _cache(run))
     failures = data.prepare_all(progress)
@@ -188,9 +197,10 @@ def _cache(run: Run) -> Path | None:
 
 def _warm_start(model: GMIC, folder: Path) -> None:
     """Copy all weights of a GMIC of the same shape, or the global network of a classifier."""
-    source = load_model(folder).model
-    if isinstance(source, GMIC) and source.config == model.config:
-        model.load_state_dict(source.state_dict())
+    source = load_model(folder).model.state_dict()
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    if shapes == {name: value.shape for name, value in source.items()}:
+        model.load_state_dict(source)
     else:
         load_backbone(model, folder)
 

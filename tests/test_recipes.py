@@ -110,6 +110,7 @@ def test_a_gmic_warm_starts_all_of_a_gmic_of_its_own_shape(small, tmp_path):
     still = dataclasses.replace(TRAIN, epochs=1, learning_rate=1e-12)
     warm = gmic_run(small, tmp_path / "warm", warm_start=tmp_path / "fields" / "model")
     run_training(dataclasses.replace(warm, train=still), progress=False)
+    assert not (tmp_path / "fields" / "result.json").exists()  # whole images do not judge a warm start
     first, second = (load_model(tmp_path / name / "model").model for name in ("fields", "warm"))
     for ours, theirs in zip(second.parameters(), first.parameters(), strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
