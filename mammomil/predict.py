@@ -126,8 +126,8 @@ def _load_all(folders: Sequence[Path], device: str, precision: Precision) -> lis
     predictors: list[Predictor] = []
     for folder in folders:
         predictor = Predictor.from_pretrained(folder, device, precision=precision)
-        names = [folder.resolve().name, f"{folder.resolve().parent.name}__{folder.resolve().name}"]
-        names += [f"{names[0]}__{number}" for number in range(2, len(folders) + 1)]
+        names = [predictor.name, f"{folder.resolve().parent.name}__{folder.resolve().name}"]
+        names += [f"{predictor.name}__{number}" for number in range(2, len(folders) + 1)]
         taken = {other.name.casefold() for other in predictors}
         predictor.name = next(n for n in map(safe_name, names) if n.casefold() not in taken)
         predictors.append(predictor)

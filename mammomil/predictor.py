@@ -94,14 +94,15 @@ class Predictor:
         precision: Precision = "float32",
         workers: int = 2,
     ) -> "Predictor":
-        """Read a model folder; the folder's name becomes the model's. See `Predictor` for the rest.
+        """Read a model folder, whose name becomes the model's; see `model_name` and `Predictor`.
 
         Raises:
             InputError: the folder holds no model that can predict.
         """
         loaded = load_model(folder)
-        name = Path(folder).resolve().name
-        return cls(loaded.model, loaded.preprocess, name, device, batch_size, precision, workers)
+        return cls(
+            loaded.model, loaded.preprocess, model_name(folder), device, batch_size, precision, workers
+        )
 
     def __call__(self, paths: str | Path | Iterable[str | Path]) -> list[Prediction]:
         """Predict files, folders and indexes, see `collect`.
@@ -210,6 +211,12 @@ class Predictor:
             scores=scores,
             attention=values["attention"],
         )
+
+
+def model_name(folder: str | Path) -> str:
+    """Name a model after its folder, or after its run where `mammomil train` called the folder `model`."""
+    folder = Path(folder).resolve()
+    return folder.parent.name if folder.name == "model" else folder.name
 
 
 def region_scores(

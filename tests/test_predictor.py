@@ -18,7 +18,7 @@ from mammomil.backbones import ClassifierConfig, ResNet22Config, build_classifie
 from mammomil.files import InputError
 from mammomil.gmic import GMIC, GMICConfig, GMICOutput, build_gmic, log_bernoulli
 from mammomil.items import Item, collect
-from mammomil.predictor import Loaded, Predictor, read_ahead, read_item, region_scores
+from mammomil.predictor import Loaded, Predictor, model_name, read_ahead, read_item, region_scores
 from mammomil.regions import cells_to_pixels, retrieve_rois
 from mammomil.weights import save_model
 
@@ -322,3 +322,8 @@ def test_real_mammograms_of_both_sides(real_data):
         # The canvas starts at the chest wall, which is on the left of a left breast.
         assert x0 == pytest.approx(0, abs=3) if p.laterality == "L" else x1 == pytest.approx(width, abs=3)
         assert 0 < y0 + height / 2 < height
+
+
+def test_a_model_is_named_after_its_folder_or_its_run():
+    assert model_name("runs/first/model") == "first"
+    assert model_name("weights/quick") == "quick"
