@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
-from mammomil.preprocess import PreprocessConfig
 from PIL import Image
 
 from mammomil import predictor as module
@@ -19,6 +18,7 @@ from mammomil.files import InputError
 from mammomil.gmic import GMIC, GMICConfig, GMICOutput, build_gmic, log_bernoulli
 from mammomil.items import Item, collect
 from mammomil.predictor import Loaded, Predictor, model_name, read_ahead, read_item, region_scores
+from mammomil.preprocess import PreprocessConfig
 from mammomil.regions import cells_to_pixels, retrieve_rois
 from mammomil.weights import save_model
 
