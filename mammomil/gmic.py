@@ -194,14 +194,15 @@ class GMIC(nn.Module):
         # The map stays in float32 under autocast: in bfloat16 it moves by up to 0.16, and other patches
         # are chosen.
         with torch.autocast(image.device.type, enabled=False):
-            features = features.float()
+            features = features.to(self.saliency_head.weight.dtype)
             logits = self.saliency_head(features)  # (b, c, h, w)
             saliency = logits.sigmoid()
             log_loc = log_pool(logits, self.config.pooling, self.config.top_t, self.config.lse_sharpness)
             rois = self._choose_rois(saliency.detach(), image, generator)
         patches = crop_rois(image, rois, mil.patch_size)  # (b, k, 1, size, size)
         instances = self.projection(self.patch_net(patches.flatten(0, 1)))
-        instances = instances.unflatten(0, (-1, mil.num_patches)).float()  # (b, k, f)
+        instances = instances.unflatten(0, (-1, mil.num_patches))  # (b, k, f)
+        instances = instances.to(self.mil_classifier.weight.dtype)
         with torch.autocast(image.device.type, enabled=False):
             if mil.attention == "gated":
                 attention, bag = self.attention(instances)

@@ -193,7 +193,9 @@ def load_nyu_gmic(path: str | Path, top_t: float) -> GMIC:
         InputError: no such checkpoint, or one that holds code or lacks tensors.
     """
     try:
-        released = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle protocol, where the file is refused anyway
+            released = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
         raise InputError(f"{path}: cannot read this file ({error.strerror}).") from error
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:

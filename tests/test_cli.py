@@ -294,7 +294,8 @@ def test_the_demo_runs_to_its_report_and_goes_on_where_it_stopped(tmp_path, monk
             return dataclasses.replace(stage, train=dataclasses.replace(stage.train, epochs=1))
 
         monkeypatch.setattr(demo, name, short)
-    assert run(capsys, "demo", "--out", tmp_path / "demo")[0] == 0
+    status, _, err = run(capsys, "demo", "--out", tmp_path / "demo")
+    assert status == 0, err[-2000:]
     report = tmp_path / "demo" / "report" / "report.html"
     assert report.read_text(encoding="utf-8").count("<img") == 40
     status, out, _ = run(capsys, "demo", "--out", tmp_path / "demo")

@@ -231,31 +231,51 @@ def released_forward(state: dict, image: torch.Tensor, t: float, dtype=torch.flo
     return saliency, corners, attention, y_global, y_local, y_fusion
 
 
+def blobs(height: int, width: int) -> torch.Tensor:
+    """An image with structure at the size of a cell, as a breast has, over fine noise."""
+    generator = torch.Generator().manual_seed(8)
+    coarse = torch.randn(1, 1, height // 64, width // 64, generator=generator)
+    fine = torch.randn(1, 1, height, width, generator=generator)
+    return F.interpolate(coarse, (height, width), mode="bicubic") + 0.3 * fine
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("t", [0.02, 0.05])
 def test_a_released_checkpoint_gives_the_releases_outputs(tmp_path, t):
-    """Saliency within 1e-4 and patch corners exactly, at the paper's image size."""
-    torch.set_num_threads(2)
+    """In float64, where random weights amplify no rounding: maps, corners, attention, all three answers."""
     state = released_state(int(1000 * t))
     torch.save(state, tmp_path / "sample_model.p")
-    model = load_nyu_gmic(tmp_path / "sample_model.p", t)
-    generator = torch.Generator().manual_seed(8)
-    coarse = torch.randn(1, 1, 46, 30, generator=generator)  # blobs, as in a breast, over fine noise
-    image = F.interpolate(coarse, (2944, 1920), mode="bicubic") + 0.3 * torch.randn(
-        1, 1, 2944, 1920, generator=generator
-    )
+    model = load_nyu_gmic(tmp_path / "sample_model.p", t).double()
+    image = blobs(1024, 768).double()
     with torch.inference_mode():
         ours = model(image)
-        saliency, corners, attention, y_global, y_local, y_fusion = released_forward(
-            state, image, t, torch.float32
-        )
+        saliency, corners, attention, y_global, y_local, y_fusion = released_forward(state, image, t)
     assert saliency.max() - saliency.min() > 0.05  # a map worth comparing
-    torch.testing.assert_close(ours.saliency[0], saliency, rtol=0, atol=1e-4)
     assert ours.rois[0].tolist() == [list(corner) for corner in corners]
-    torch.testing.assert_close(ours.attention[0], attention, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours.y_loc[0], y_global, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours.y_mil[0], y_local, rtol=0, atol=1e-4)
-    torch.testing.assert_close(ours.y[0], y_fusion, rtol=0, atol=1e-4)
+    for value, expected in (
+        (ours.saliency, saliency),
+        (ours.attention, attention),
+        (ours.y_loc, y_global),
+        (ours.y_mil, y_local),
+        (ours.y, y_fusion),
+    ):
+        torch.testing.assert_close(value[0], expected, rtol=0, atol=1e-8)
+
+
+@pytest.mark.slow
+def test_a_released_checkpoint_at_the_papers_size_and_precision(tmp_path):
+    """Saliency within 1e-4 at 2944x1920 in float32, in our memory layout against the plain one."""
+    torch.set_num_threads(2)
+    state = {k: v * 0.7 if "conv2" in k else v for k, v in released_state(3).items()}  # tamer residuals
+    torch.save(state, tmp_path / "sample_model.p")
+    model = load_nyu_gmic(tmp_path / "sample_model.p", 0.03)
+    image = blobs(2944, 1920)
+    with torch.inference_mode():
+        ours = model(image)
+        saliency, *_ = released_forward(state, image, 0.03, torch.float32)
+    assert ours.saliency.shape == (1, 2, 46, 30)
+    assert saliency.max() - saliency.min() > 0.05
+    torch.testing.assert_close(ours.saliency[0], saliency, rtol=0, atol=1e-4)
 
 
 def test_all_258_tensors_of_a_release_are_used_and_others_are_named(tmp_path):
