@@ -35,10 +35,12 @@ def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
             shutil.rmtree(part, ignore_errors=True)
     phantoms, samples, fields, whole, report = parts
     print(f"1/4 Drawing {EXAMS} synthetic exams (phantoms: no patient is in them)")
-    index = write_phantoms(phantoms, EXAMS, "quick", 1_000_000 + seed, CONSPICUITY)
-    table = read_index(index)
-    images = split_patients(table.images, {"train": 0.85, "val": 0.15}, seed)  # the test is data_samples
-    write_index(table._replace(images=images), phantoms)
+    index = phantoms / "index.csv"
+    if not index.exists():  # else an earlier demo drew them all
+        write_phantoms(phantoms, EXAMS, "quick", 1_000_000 + seed, CONSPICUITY)
+        table = read_index(index)
+        images = split_patients(table.images, {"train": 0.85, "val": 0.15}, seed)  # the test is data_samples
+        write_index(table._replace(images=images), phantoms)
 
     print(f"2/4 Learning what findings look like, from fields of {FIELD} pixels with a label each")
     if not _train(_first_stage(index, fields, seed)):
@@ -49,11 +51,9 @@ def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
 
     print("4/4 Looking at exams the model has never seen")
     shipped = Path(__file__).resolve().parents[1] / "data_samples" / "index.csv"
-    unseen = (
-        shipped
-        if shipped.is_file()
-        else write_phantoms(samples, SAMPLES_EXAMS, "quick", SAMPLES_SEED, CONSPICUITY)
-    )
+    unseen = shipped if shipped.is_file() else samples / "index.csv"
+    if not unseen.exists():  # an installed package comes without data_samples: draw the same exams
+        write_phantoms(samples, SAMPLES_EXAMS, "quick", SAMPLES_SEED, CONSPICUITY)
     status = predict_to_folder((whole / "model",), (unseen,), report)
     print(f"\nDone in {time.monotonic() - start:.0f} s. Open {report / 'report.html'} in a browser.")
     return status
