@@ -1,4 +1,4 @@
-"""The command `mammomil`: demo, phantom, index, train, predict.
+"""The command `mammomil`: demo, phantom, index, train, predict, evaluate, experiment.
 
 Help must answer at once, so torch and the rest of the library are imported by the command that needs them.
 """
@@ -39,24 +39,35 @@ def _demo(out: Path = Path("demo_output"), seed: int = 0, force: bool = False) -
 def _phantom(
     out: Path,
     exams: int = 20,
-    scale: Literal["quick", "full"] = "quick",
+    scale: Literal["quick", "half", "full"] = "quick",
     seed: int = 0,
     conspicuity: float = 1.0,
+    crowd: int = 0,
+    workers: int = 1,
+    samples: bool = False,
     force: bool = False,
 ) -> int:
-    """Draw synthetic four-view exams with exact lesion masks. An interrupted run continues where it stopped.
+    """Draw synthetic four-view exams with exact truth. An interrupted run continues where it stopped.
 
     Args:
-        out: folder for index.csv, findings.csv, images/ and masks/.
+        out: folder for index.csv, findings.csv, images/, masks/, truth/ and a data card.
         exams: number of exams, four images each.
-        scale: `quick` is 368x240 pixels, `full` is 2944x1920.
+        scale: `quick` is 368x240 pixels, `half` 1472x960, `full` 2944x1920.
         seed: the same seed draws the same exams.
-        conspicuity: 1 is subtle, as lesions are; 3 is plain to see.
+        conspicuity: contrast of lesions: 0.5 is subtle, 1 is physics, 3 is trivial.
+        crowd: so many more findings in every breast, to train small fields of view on.
+        workers: processes that draw; 0 is one per core.
+        samples: draw the phantoms that data_samples ships (40 quick exams, 4 at half scale in OUT/half, 1 at
+            full scale in OUT/full); the options above but OUT and WORKERS do not count then.
         force: replace a finished set in OUT.
     """
-    from mammomil.phantom import write_phantoms
+    from mammomil.phantom_set import write_phantoms, write_samples
 
-    print(write_phantoms(out, exams, scale, seed, conspicuity, force=force))
+    if samples:
+        print(write_samples(out, force=force, workers=workers))
+    else:
+        settings = (exams, scale, seed, conspicuity)
+        print(write_phantoms(out, *settings, force=force, workers=workers, crowd=crowd))
     return 0
 
 
@@ -150,6 +161,52 @@ def _predict(
     return predict_to_folder(model, paths, out, save_maps=save_maps, panels=panels)
 
 
+def _evaluate(
+    model: Path,
+    data: Path,
+    split: Literal["all", "train", "val", "test"] = "all",
+    out: Path | None = None,
+    mask_iom: bool = False,
+) -> int:
+    """Say how well a trained model does on images whose answers are known: who has a finding, and where.
+
+    The table gives, per finding and with 95 % intervals over patients: the AUC, the chance that an image with
+    the finding gets a higher probability than one without; of the images with a lesion whose place is known,
+    the share in which the region the model trusts most hits it (intersection over the smaller area of 0.5 or
+    more), and the share in which the saliency map is highest within the lesion's box. Read AUC and places
+    together: a model may be right for the wrong reason. Judge on images it was not trained on.
+
+    Args:
+        model: a model folder, as `mammomil train` writes it.
+        data: the index.csv of the images, or its folder; places need a findings.csv beside it.
+        split: the images to judge. Choose test for a figure to report.
+        out: folder for evaluation.json (figures, provenance) and evaluation.csv (a row per image).
+        mask_iom: compare regions with the pixels of a lesion where there is a mask, not with its box.
+    """
+    from mammomil.evaluate import evaluate_to_folder
+
+    return evaluate_to_folder(model, data, None if split == "all" else split, out, mask_iom)
+
+
+def _experiment(args: Sequence[str]) -> int:
+    """Run an experiment; its options are the fields of its `Config`."""
+    from importlib import import_module
+
+    from mammomil.experiments import EXPERIMENTS
+
+    if not args or args[0] not in EXPERIMENTS:
+        names = "\n".join(f"  {name:<12} {text}" for name, (_, text) in EXPERIMENTS.items())
+        print(
+            f"usage: mammomil experiment {{{','.join(EXPERIMENTS)}}} --out DIR ...\n\n{names}\n\n"
+            "An experiment writes a table, a figure and where they come from. Stopped, it goes on when run "
+            "again.\n"
+            "`mammomil experiment NAME --help` lists the options."
+        )
+        return 0 if args and args[0] in ("-h", "--help") else 2
+    module = import_module(EXPERIMENTS[args[0]][0])
+    return module.run(tyro.cli(module.Config, args=args[1:], prog=f"mammomil experiment {args[0]}"))
+
+
 def _train(args: Sequence[str]) -> int:
     """Train a model on an index. The defaults of all options depend on --scale."""
     from mammomil.recipes import preset, run_training
@@ -207,11 +264,13 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "index": ("make the table of images of a data set", _index),
     "train": ("train a model on an index", _train),
     "predict": ("look at your own mammograms through a trained model", _simple(_predict, "predict")),
+    "evaluate": ("measure a trained model on images whose answers are known", _simple(_evaluate, "evaluate")),
+    "experiment": ("make a table and a figure anew, with the models behind them", _experiment),
 }
 
 
 def _usage() -> str:
-    commands = "\n".join(f"  {name:<9} {text}" for name, (text, _) in COMMANDS.items())
+    commands = "\n".join(f"  {name:<10} {text}" for name, (text, _) in COMMANDS.items())
     return (
         f"mammomil {__version__}: weakly supervised mammography, to learn from and to train\n\n"
         f"usage: mammomil COMMAND [options]\n\n{commands}\n\n"

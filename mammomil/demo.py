@@ -1,21 +1,18 @@
 """The demo: draw phantoms, train a small GMIC on them, and look at exams it has never seen."""
 
-import dataclasses
 import shutil
 import time
 from pathlib import Path
 
 from mammomil.files import InputError
 from mammomil.index import read_index, split_patients, write_index
-from mammomil.losses import GMICObjective
-from mammomil.phantom import write_phantoms
+from mammomil.phantom_set import write_phantoms
 from mammomil.predict import predict_to_folder
-from mammomil.recipes import GMICRun, preset, run_training
+from mammomil.recipes import FIELD, GMICRun, fields_stage, run_training, whole_stage
 
 EXAMS = 90  # training phantoms, four images each
 CONSPICUITY = 3.0  # plain to see, as in data_samples; 1 is subtle, as real lesions are
 SAMPLES_SEED, SAMPLES_EXAMS = 2026, 10  # what data_samples was drawn from
-FIELD = 96  # pixels: small fields of view learn in a minute what whole images learn in an hour
 
 
 def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
@@ -43,10 +40,10 @@ def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
         write_index(table._replace(images=images), phantoms)
 
     print(f"2/4 Learning what findings look like, from fields of {FIELD} pixels with a label each")
-    if not _train(_first_stage(index, fields, seed)):
+    if not _train(fields_stage(index, fields, seed)):
         return 130
     print("3/4 Learning from whole images and image labels alone")
-    if not _train(_second_stage(index, whole, fields / "model", seed)):
+    if not _train(whole_stage(index, whole, fields / "model", seed)):
         return 130
 
     print("4/4 Looking at exams the model has never seen")
@@ -57,25 +54,6 @@ def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
     status = predict_to_folder((whole / "model",), (unseen,), report)
     print(f"\nDone in {time.monotonic() - start:.0f} s. Open {report / 'report.html'} in a browser.")
     return status
-
-
-def _first_stage(index: Path, out: Path, seed: int) -> GMICRun:
-    run = preset("gmic", "quick", index, out)
-    train = dataclasses.replace(run.train, epochs=4, batch_size=16, seed=seed)
-    # A field's map has a tenth of the cells of an image's, so a larger share of it is lesion.
-    model = dataclasses.replace(run.model, top_t=0.1)
-    objective = GMICObjective(weight=1e-6)
-    return dataclasses.replace(run, fields=FIELD, model=model, objective=objective, train=train, resume=True)
-
-
-def _second_stage(index: Path, out: Path, warm_start: Path, seed: int) -> GMICRun:
-    run = preset("gmic", "quick", index, out)
-    train = dataclasses.replace(run.train, epochs=3, learning_rate=2e-4, seed=seed)
-    model = dataclasses.replace(run.model, top_t=0.02)
-    objective = GMICObjective(weight=1e-5)
-    return dataclasses.replace(
-        run, warm_start=warm_start, model=model, objective=objective, train=train, resume=True
-    )
 
 
 def _train(run: GMICRun) -> bool:

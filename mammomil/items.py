@@ -6,13 +6,16 @@ import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from mammomil.files import InputError
 from mammomil.types import FINDINGS
+
+if TYPE_CHECKING:
+    from mammomil.index import Index
 
 SUFFIXES = (".dcm", ".dicom", ".png", ".pgm", ".tif", ".tiff", ".jpg", ".jpeg")
 _LONGEST = 120  # bytes of a name; file systems allow 255, and the model's name and a suffix follow
@@ -134,9 +137,16 @@ def _from_file(path: Path) -> Item:
 
 
 def _from_index(path: Path) -> Iterator[Item]:
-    from mammomil.index import BOX, read_index
+    from mammomil.index import read_index
 
-    images, findings, root = read_index(path)
+    yield from index_items(read_index(path))
+
+
+def index_items(index: "Index") -> Iterator[Item]:
+    """List the images of an index that was read, in its order and under its ids."""
+    from mammomil.index import BOX
+
+    images, findings, root = index
     placed = findings[findings["x0"].notna()]
     boxes = {
         image_id: {f: rows.loc[rows["finding"] == f, BOX].to_numpy(float) for f in FINDINGS}
@@ -147,6 +157,12 @@ def _from_index(path: Path) -> Iterator[Item]:
             root / row["path"], row["image_id"], row["laterality"], row["view"], float(row["spacing_mm"]),
             row["exam_id"], row["patient_id"], boxes.get(row["image_id"], {}),
         )  # fmt: skip
+
+
+def failure_reason(item: Item, error: Exception) -> str:
+    """Return why an image cannot be used, in one line without its path, which stands beside it."""
+    text = str(error) if isinstance(error, InputError) else f"unexpected {type(error).__name__}: {error}"
+    return " ".join(text.removeprefix(f"{item.path}:").split())[:500]
 
 
 def _with_unique_ids(items: list[Item]) -> list[Item]:

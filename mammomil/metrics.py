@@ -24,6 +24,49 @@ def auc_score(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | N
     return float(roc_auc_score(y[known], s[known]))
 
 
+def mean_score(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | None:
+    """Mean of `s`, whatever `y` is: the share of hits, in the form `bootstrap_ci` takes. None of nothing."""
+    return float(s.mean()) if len(s) else None
+
+
+def top_region_iom(scores: Float[np.ndarray, "k"], iom: Float[np.ndarray, "k n"]) -> float | None:
+    """Overlap of the region a model trusts most with the lesion it overlaps most.
+
+    Args:
+        scores: evidence of each region; of equal ones the first counts.
+        iom: IoM of each region with each lesion, see `regions.iom`.
+
+    Returns:
+        The IoM in [0, 1]; None without regions or without lesions.
+    """
+    return float(iom[np.argmax(scores)].max()) if iom.size else None
+
+
+def map_peak(
+    saliency: Float[np.ndarray, "h w"], map_box: Float[np.ndarray, "4"]
+) -> tuple[Float[np.ndarray, "2"], int]:
+    """Find the place where a map is highest.
+
+    A saturated sigmoid gives its maximum to several cells. Taking the first of them would favour the top
+    left, so the mean of their places is taken; it may lie between them, where the map is lower.
+
+    Args:
+        saliency: one finding's map.
+        map_box: the rectangle it covers, xyxy.
+
+    Returns:
+        The peak, (x, y) of a cell's centre in the pixels of `map_box`; and how many cells share the maximum.
+    """
+    rows, columns = np.nonzero(saliency == saliency.max())
+    cells = np.array([columns.mean() + 0.5, rows.mean() + 0.5])  # in cells
+    return map_box[:2] + cells * (map_box[2:] - map_box[:2]) / saliency.shape[::-1], len(rows)
+
+
+def inside_any(point: Float[np.ndarray, "2"], boxes: Float[np.ndarray, "n 4"]) -> bool:
+    """Say whether a point lies in one of some xyxy boxes, left and top edges included (the pointing game)."""
+    return bool(((point >= boxes[:, :2]) & (point < boxes[:, 2:])).all(1).any())
+
+
 def bootstrap_ci(
     metric: Callable[[np.ndarray, np.ndarray], float | None],
     y: Float[np.ndarray, "n"],

@@ -10,7 +10,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from mammomil.files import InputError, atomic_path, provenance, read_json, write_json
-from mammomil.items import Item, collect, safe_name
+from mammomil.items import Item, collect, failure_reason, safe_name
 from mammomil.plots import alt_text, prediction_panel, save_figure
 from mammomil.predictor import Loaded, Precision, Predictor, fault, read_ahead
 from mammomil.report import Failure, Row, write_report, write_tables
@@ -63,7 +63,7 @@ def predict_to_folder(
     failures: list[Failure] = []
 
     def fail(item: Item, error: Exception) -> None:
-        failures.append(Failure(str(item.path), item.image_id, _reason(item, error)))
+        failures.append(Failure(str(item.path), item.image_id, failure_reason(item, error)))
         line = f"{item.path}: {failures[-1].reason}"  # a file's name need not be printable
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
         tqdm.write(line, file=sys.stderr)
@@ -161,9 +161,3 @@ def _write_pictures(
         alt_text(prediction) if panels else "",
         image.mammogram.notes,
     )
-
-
-def _reason(item: Item, error: Exception) -> str:
-    """Return one line without the path, which stands beside it."""
-    text = str(error) if isinstance(error, InputError) else f"unexpected {type(error).__name__}: {error}"
-    return " ".join(text.removeprefix(f"{item.path}:").split())[:500]

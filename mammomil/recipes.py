@@ -25,6 +25,7 @@ from mammomil.weights import load_backbone, load_model, save_model
 
 Scale = Literal["quick", "full"]
 FIELDS_PER_IMAGE = 8  # in an epoch
+FIELD = 64  # pixels: small fields of view learn in minutes what whole images learn in hours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,9 @@ class Run:
     start for phantoms, whose findings have boxes: it uses more than image labels."""
     cache: Path | None = None
     """Folder for prepared images. By default memory at the quick scale, OUT/cache at the full one."""
+    memory_gb: float = 1.0
+    """Memory in GiB that each split's prepared images may take where there is no cache; 1 holds about 8,000
+    of the quick scale. Images beyond it are prepared anew each time they are drawn, which is slow."""
     resume: bool = False
     """Continue the run in OUT, if it has begun."""
 
@@ -90,6 +94,32 @@ def preset(kind: Literal["gmic", "classifier"], scale: Scale, data: Path, out: P
     return ClassifierRun(**shared, model=ClassifierConfig(model.backbone), train=train)
 
 
+def fields_stage(index: Path, out: Path, seed: int, epochs: int = 4) -> GMICRun:
+    """Return the first of two stages on phantoms at the quick scale: fields of view with a label each.
+
+    Phantoms can label fields, screening data cannot: there BI-RADS pre-training takes the place of this.
+    """
+    run = preset("gmic", "quick", index, out)
+    train = dataclasses.replace(run.train, epochs=epochs, batch_size=32, learning_rate=1e-3, seed=seed)
+    # A field's map has a seventeenth of the cells of an image's: a larger share of it is lesion, and one
+    # patch covers a quarter of it.
+    mil = dataclasses.replace(run.model.mil, num_patches=1)
+    model = dataclasses.replace(run.model, top_t=0.1, mil=mil)
+    objective = GMICObjective(weight=1e-6)
+    return dataclasses.replace(run, fields=FIELD, model=model, objective=objective, train=train, resume=True)
+
+
+def whole_stage(index: Path, out: Path, warm_start: Path, seed: int, epochs: int = 3) -> GMICRun:
+    """Return the second stage, from the first one's model: whole images and their image labels alone."""
+    run = preset("gmic", "quick", index, out)
+    train = dataclasses.replace(run.train, epochs=epochs, learning_rate=2e-4, seed=seed)
+    model = dataclasses.replace(run.model, top_t=0.02)
+    objective = GMICObjective(weight=1e-5)
+    return dataclasses.replace(
+        run, warm_start=warm_start, model=model, objective=objective, train=train, resume=True
+    )
+
+
 def run_training(run: Run, progress: bool = True) -> FitResult:
     """Train as `run` says, and leave the best model in OUT/model with the figures of its test images.
 
@@ -113,13 +143,15 @@ def run_training(run: Run, progress: bool = True) -> FitResult:
     # Fields are a warm start, which whole images cannot judge: its last weights are kept.
     for split in () if run.fields else ("val", "test"):
         if (index.images["split"] == split).any():
-            judged[split] = MammogramDataset(subset(index, split), run.preprocess, cache=_cache(run))
+            judged[split] = MammogramDataset(
+                subset(index, split), run.preprocess, cache=_cache(run), memory_limit=_memory(run)
+            )
             failures += judged[split].prepare_all(progress)
     _write_failures(run.out, failures)
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(run).items()
-        if name not in ("out", "train", "cache", "resume")
+        if name not in ("out", "train", "cache", "memory_gb", "resume")
     }
     valid = judged.get("val")
 
@@ -180,9 +212,10 @@ def _training_data(index: Index, run: Run, progress: bool) -> tuple[Dataset, Any
             length=FIELDS_PER_IMAGE * len(chosen.images),
             augment=run.augment,
             cache=_cache(run),
+            memory_limit=_memory(run),
         )
     else:
-        data = MammogramDataset(chosen, run.preprocess, run.augment, _cache(run))
+        data = MammogramDataset(chosen, run.preprocess, run.augment, _cache(run), _memory(run))
     failures = data.prepare_all(progress)
     if isinstance(run, GMICRun) and not run.fields:
         return data, BalancedSampler(data.images, run.train.seed), failures
@@ -193,6 +226,11 @@ def _cache(run: Run) -> Path | None:
     """Return the folder for prepared images: one canvas of the full scale takes 11 MB."""
     large = run.preprocess.height * run.preprocess.width > 1_000_000
     return run.cache or (run.out / "cache" if large else None)
+
+
+def _memory(run: Run) -> int:
+    """Return the limit in bytes that each set of images of a run may keep in memory."""
+    return int(run.memory_gb * 2**30)
 
 
 def _warm_start(model: GMIC, folder: Path) -> None:

@@ -1,8 +1,8 @@
-"""Where to look: greedy retrieval of regions of interest from a saliency map, and crops out of the image."""
+"""Where to look: greedy retrieval of regions from a saliency map, crops of them, and overlap with lesions."""
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 
@@ -96,3 +96,49 @@ def crop_rois(
     pixels = image.flatten(1).gather(1, flat.flatten(1)).view_as(flat)
     background = image.amin((1, 2, 3))[:, None, None, None]
     return torch.where(inside, pixels, background)[:, :, None]
+
+
+def iom(regions: Float[Tensor, "m 4"], lesions: Float[Tensor, "n 4"]) -> Float[Tensor, "m n"]:
+    """Intersection over the smaller area (the dual-branch paper's Eq. 6, checklist D10).
+
+    Args:
+        regions: boxes, xyxy in any pixels.
+        lesions: boxes, xyxy in the same pixels.
+
+    Returns:
+        IoM of each region with each lesion, in [0, 1]; 0 where a box has no area.
+    """
+    low = torch.maximum(regions[:, None, :2], lesions[:, :2])  # (m, n, 2)
+    high = torch.minimum(regions[:, None, 2:], lesions[:, 2:])
+    shared = (high - low).clamp(min=0).prod(-1)  # (m, n)
+    areas = [(boxes[:, 2:] - boxes[:, :2]).clamp(min=0).prod(-1) for boxes in (regions, lesions)]
+    return _over_smaller(shared, areas[0], areas[1])
+
+
+def iom_masks(regions: Float[Tensor, "m 4"], masks: Bool[Tensor, "n H W"]) -> Float[Tensor, "m n"]:
+    """`iom` with lesions given pixel by pixel; a pixel that a region cuts counts by its part.
+
+    Args:
+        regions: boxes, xyxy in pixels of the masks.
+        masks: one per lesion.
+
+    Returns:
+        IoM of each region with each lesion, in [0, 1]; 0 where one of them has no area.
+    """
+
+    def covered(low: Tensor, high: Tensor, count: int) -> Tensor:
+        edge = torch.arange(count, device=low.device)
+        inside = torch.minimum(high[:, None], edge + 1) - torch.maximum(low[:, None], edge)
+        return inside.clamp(min=0)  # (m, count), part of each row or column
+
+    rows = covered(regions[:, 1], regions[:, 3], masks.shape[1])
+    columns = covered(regions[:, 0], regions[:, 2], masks.shape[2])
+    shared = torch.einsum("mh,nhw,mw->mn", rows, masks.to(rows.dtype), columns)
+    area = (regions[:, 2:] - regions[:, :2]).clamp(min=0).prod(-1)
+    return _over_smaller(shared, area, masks.sum((1, 2)).to(rows.dtype))
+
+
+def _over_smaller(shared: Tensor, region_area: Tensor, lesion_area: Tensor) -> Tensor:
+    """Divide by the smaller area; nothing shared is 0, also where there is no area."""
+    smaller = torch.minimum(region_area[:, None], lesion_area)
+    return (shared / smaller.masked_fill(smaller <= 0, 1)).clamp(max=1)

@@ -31,18 +31,19 @@ A `{kind}` trained with mammomil {version} on: {data}.
 
 **For teaching and research only. Not a medical device: never use it to diagnose, screen or treat people.**
 
-{figures}
+{note}{figures}
 
 - Input: {height}x{width} pixels, preprocessed as `config.json` says.
 - Parameters: {parameters:,}.
 - Where it comes from (data, seed, commit, device, versions): `provenance.json`.
 
 ```python
-from mammomil.predict import Predictor
-
-predictions = Predictor.from_pretrained("{folder}")(["image.dcm"])
+{example}
 ```
 """
+EXAMPLE = """from mammomil.predict import Predictor
+
+predictions = Predictor.from_pretrained("{folder}")(["image.dcm"])"""
 
 
 class LoadedModel(NamedTuple):
@@ -58,11 +59,21 @@ def save_model(
     model: GMIC | ImageClassifier,
     preprocess: PreprocessConfig,
     provenance: dict[str, Any],
+    note: str = "",
+    example: str = EXAMPLE,
 ) -> None:
     """Write a model folder: `weights.safetensors`, `provenance.json`, `README.md`, and `config.json` last.
 
     `config.json` holds the checksum of the weights, so that a folder whose writing was cut short between two
     files is noticed when it is read.
+
+    Args:
+        folder: made if it is not there.
+        model: the model; its config is kept with it.
+        preprocess: how its images are prepared.
+        provenance: see `files.provenance`. The README tells its `data` and `figures` (name to value).
+        note: a paragraph of the README, such as what the model is for.
+        example: lines of Python for the README; `{folder}` becomes the folder's name.
     """
     from safetensors.torch import save_file
 
@@ -82,11 +93,12 @@ def save_model(
                 kind=kind,
                 version=__version__,
                 data=provenance.get("data", "data not stated"),
+                note=f"{note}\n\n" if note else "",
+                example=example.replace("{folder}", folder.name),
                 figures="\n".join(f"- {name}: {value}" for name, value in figures.items()),
                 height=preprocess.height,
                 width=preprocess.width,
                 parameters=sum(p.numel() for p in model.parameters()),
-                folder=folder.name,
             ),
             encoding="utf-8",
         )

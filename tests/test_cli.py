@@ -43,7 +43,7 @@ def run(capsys, *args: str | Path) -> tuple[int, str, str]:
 def test_help_lists_every_command_and_no_arguments_is_a_wrong_command_line(capsys):
     status, out, _ = run(capsys, "--help")
     assert status == 0
-    for command in ("demo", "phantom", "index", "train", "predict"):
+    for command in ("demo", "phantom", "index", "train", "predict", "evaluate", "experiment"):
         assert f"\n  {command} " in out
     assert "Not a medical device" in out
     assert run(capsys)[0] == 2
@@ -59,7 +59,7 @@ def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
 @pytest.mark.parametrize(
     "args",
     [["demo"], ["phantom"], ["index"], ["index", "mini-mias"], ["index", "folder"], ["train", "gmic"],
-     ["train", "classifier"], ["predict"]],
+     ["train", "classifier"], ["predict"], ["evaluate"], ["experiment", "warm-start"]],
 )  # fmt: skip
 def test_every_command_explains_every_option(args, capsys):
     with pytest.raises(SystemExit) as done:
@@ -284,7 +284,7 @@ def test_the_demo_runs_to_its_report_and_goes_on_where_it_stopped(tmp_path, monk
     import mammomil.demo as demo
 
     monkeypatch.setattr(demo, "EXAMS", 6)
-    for name in ("_first_stage", "_second_stage"):
+    for name in ("fields_stage", "whole_stage"):
         whole = getattr(demo, name)
 
         def short(*args, whole=whole):

@@ -4,7 +4,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from mammomil.metrics import auc_score, bootstrap_ci
+from mammomil.metrics import (
+    auc_score,
+    bootstrap_ci,
+    inside_any,
+    map_peak,
+    mean_score,
+    top_region_iom,
+)
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, np.nan]), st.integers(0, 5)), min_size=1, max_size=12))
@@ -70,3 +77,52 @@ def test_an_interval_of_the_auc():
 
 def test_one_class_has_no_interval():
     assert bootstrap_ci(auc_score, np.ones(3), np.arange(3.0), np.arange(3)) is None
+
+
+@given(st.integers(0, 4), st.integers(0, 3), st.integers(0, 2**20))
+def test_the_top_region_is_the_first_of_the_largest_scores(k, n, seed):
+    rng = np.random.default_rng(seed)
+    scores, iom = rng.integers(3, size=k).astype(float), rng.random((k, n))
+    best = None
+    for score, row in zip(scores, iom, strict=True):
+        if n and (best is None or score > best[0]):
+            best = (score, max(row))
+    assert top_region_iom(scores, iom) == (None if best is None else best[1])
+
+
+@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**20))
+def test_the_peak_of_a_map_is_the_mean_of_the_cells_that_share_its_maximum(h, w, seed):
+    rng = np.random.default_rng(seed)
+    saliency = rng.integers(3, size=(h, w)).astype(np.float32)
+    x0, y0, x1, y1 = box = np.array([-3.0, 2.0, 17.0, 32.0])
+    best, places = -1, []
+    for row in range(h):
+        for column in range(w):
+            place = (x0 + (x1 - x0) * (column + 0.5) / w, y0 + (y1 - y0) * (row + 0.5) / h)
+            if saliency[row, column] > best:
+                best, places = saliency[row, column], []
+            if saliency[row, column] == best:
+                places.append(place)
+    peak, tied = map_peak(saliency, box)
+    assert tied == len(places)
+    assert peak == pytest.approx(np.mean(places, axis=0))
+
+
+def test_a_point_on_the_left_or_top_edge_is_inside_and_on_the_others_not():
+    boxes = np.array([[0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 8.0]])
+    for point, inside in (
+        ((0, 0), True),
+        ((2, 0), False),
+        ((1, 1), False),
+        ((5.5, 7.9), True),
+        ((3, 3), False),
+    ):
+        assert inside_any(np.array(point, float), boxes) is inside
+    assert inside_any(np.zeros(2), np.zeros((0, 4))) is False
+
+
+def test_the_share_of_no_images_is_not_defined():
+    hits = np.array([1.0, 0.0, 0.0, 0.0])
+    assert mean_score(hits, hits) == 0.25
+    assert mean_score(hits[:0], hits[:0]) is None
+    assert bootstrap_ci(mean_score, hits[:0], hits[:0], hits[:0]) is None

@@ -1,22 +1,34 @@
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
-from PIL import Image
 from scipy import ndimage
 
 from mammomil import phantom
-from mammomil.files import InputError
-from mammomil.index import FINDING_COLUMNS, IMAGE_COLUMNS, read_index
-from mammomil.phantom import render_exam, write_phantoms
+from mammomil.anatomy import GLAND, draw_breast
+from mammomil.lesions import CALCIFICATIONS, CATEGORIES, KINDS, MASSES, draw_lesions
+from mammomil.phantom import SCALES, SMALL, render_exam
 
 HEALTHY, ALL_SICK = (0.0, 0.0, 0.0), (0.0, 0.0, 1.0)  # every breast holds a benign and a malignant finding
 NAMES = [("L", "CC"), ("L", "MLO"), ("R", "CC"), ("R", "MLO")]
+VERY_SMALL = 9  # seed of an exam of very small breasts
 
 
 @cache
 def exam(seed, **kwargs):
     return render_exam(seed, **kwargs)
+
+
+def seeds(count, first=0):
+    """Seeds of women: the rare very small breasts have other figures."""
+    rng = (np.random.default_rng([seed, 0]) for seed in range(first, first + 2 * count))
+    found = [
+        first + i
+        for i, r in enumerate(rng)
+        if (draw_breast(r), phantom._draw_machine(r), r.random())[2] > SMALL
+    ]
+    return found[:count]
 
 
 def left(view, array):
@@ -39,108 +51,153 @@ def test_pixels_are_12_bits_air_is_zero_and_the_chest_wall_is_where_files_have_i
     for view in exam(seed).views:
         assert view.pixels.dtype == np.uint16
         assert view.pixels.max() <= 4095
-        np.testing.assert_array_equal(view.pixels > 0, view.breast)
+        assert (view.pixels[view.breast] > 0).all()
+        near = ndimage.binary_dilation(view.breast, iterations=9)
+        assert not view.pixels[near & ~view.breast].any()  # labels and tape keep 5 mm away
+        assert (view.pixels[~view.breast] == 0).mean() > 0.85
         assert ndimage.label(view.breast)[1] == 1
         assert not view.breast[:, -1 if view.laterality == "L" else 0].any()  # air opposite the chest wall
         assert view.breast[:, 0 if view.laterality == "L" else -1].mean() > 0.3
 
 
+def test_some_hospitals_stick_labels_and_tape_on_the_air():
+    dirty = [any((v.pixels[~v.breast] > 0).any() for v in exam(seed).views) for seed in range(30)]
+    assert 0.2 < np.mean(dirty) < 0.7
+
+
 def test_breasts_have_the_sizes_of_real_ones():
-    """Mini-MIAS, MLO: chest wall to nipple 66/102/148 mm, area with muscle 97/167/240 cm2 (5/50/95 %)."""
-    views = [left(v, v.breast) for s in range(30) for v in exam(s).views if v.view == "MLO"]
-    reach = [np.flatnonzero(breast.any(0))[-1] * 0.56 for breast in views]
-    area = [breast.sum() * 0.56**2 / 100 for breast in views]
-    assert 85 < np.median(reach) < 115
-    assert np.percentile(reach, 5) > 60
-    assert np.percentile(reach, 95) < 134
-    assert 110 < np.median(area) < 190
-    assert np.percentile(area, 5) > 70
-    assert np.percentile(area, 95) < 245
+    """Mini-MIAS, MLO: chest wall to nipple 66/102/148 mm, area with muscle 97/167/240 cm2 (5/50/95 %).
+
+    The muscle takes 29/50/67 % of the chest wall and 19/38/58 % of the width on top.
+    """
+    views = [v for s in seeds(30) for v in exam(s).views if v.view == "MLO"]
+    breasts, muscles = [left(v, v.breast) for v in views], [left(v, v.pectoral) for v in views]
+    reach = [np.flatnonzero(breast.any(0))[-1] * 0.56 for breast in breasts]
+    area = [breast.sum() * 0.56**2 / 100 for breast in breasts]
+    height = [muscle[:, 0].mean() for muscle in muscles]
+    for name, found, (low, middle, high), slack in (
+        ("reach", reach, (66, 102, 148), 15),
+        ("area", area, (97, 167, 240), 35),
+        ("muscle", height, (0.29, 0.50, 0.67), 0.07),
+    ):
+        p5, p50, p95 = np.percentile(found, (5, 50, 95))
+        assert low - slack < p5, name
+        assert abs(p50 - middle) < slack, name
+        assert p95 < high + slack, name
+
+
+def test_dense_shares_follow_their_class():
+    """Share of the breast that is dense, by class: 4.3/19.3/40.4/62.3 % (sd 4.3/11.3/14.8/11.7)."""
+    shares = {}
+    for seed in seeds(60):
+        e = exam(seed)
+        for v in e.views:
+            tissue = v.breast & ~v.pectoral
+            # The level of half the gland of a dense pixel of this woman.
+            top = np.percentile(v.gland[tissue], 99.5)
+            shares.setdefault(e.density, []).append((v.gland[tissue] > top / 2).mean())
+    quoted = {"A": (0.043, 0.043), "B": (0.193, 0.113), "C": (0.404, 0.148), "D": (0.623, 0.117)}
+    for density, (mean, sd) in quoted.items():
+        assert abs(np.mean(shares[density]) - mean) < max(1.2 * sd, 0.08), density
+    means = [np.mean(shares[density]) for density in "ABCD"]
+    assert means == sorted(means)
+
+
+def test_very_small_breasts_show_fewer_windows_than_the_dual_branch_network_ranks():
+    """Ten regions are ranked (checklist D8); windows of 15.7 mm, half of it apart."""
+    centres = np.ix_(range(14, 368 - 13, 14), range(14, 240 - 13, 14))
+    counts = [left(v, v.breast)[centres].sum() for v in exam(VERY_SMALL).views]
+    assert 0 < min(counts) < 10
+    assert not any(v.findings for v in exam(VERY_SMALL).views)
 
 
 def test_the_edge_rolls_off_and_the_muscle_is_bright_on_mlo_only():
     bright = {"CC": [], "MLO": []}
-    for seed in range(6):
+    for seed in seeds(6):
         for view in exam(seed).views:
             pixels, depth = left(view, view.pixels), ndimage.distance_transform_edt(left(view, view.breast))
             rim, body = (pixels[(depth > a) & (depth < b)].mean() for a, b in ((0, 3), (25, 60)))
-            assert rim < 0.5 * body
+            assert rim < 0.8 * body  # some vendors even the rim out
             bright[view.view].append(pixels[5:20, 2:12].mean() / body)
+            assert view.pectoral.any() == (view.view == "MLO")
+            assert not (view.pectoral & ~view.breast).any()
     assert min(bright["MLO"]) > 1.05  # the upper corner at the chest wall
     assert np.mean(bright["MLO"]) > 1.4
-    assert max(bright["CC"]) < 0.9
+    assert max(bright["CC"]) < 0.95
 
 
 @pytest.mark.parametrize("conspicuity", [1.0, 2.0])
 def test_masks_and_boxes_are_exact(conspicuity):
     """Drawing the exam without its findings changes the pixels under the masks and no others."""
     kinds = set()
-    for seed in range(10, 18):
+    for seed in seeds(10, 10):
         with_, without = (
-            render_exam(seed, conspicuity=conspicuity, mix=ALL_SICK, lesions=has) for has in (True, False)
+            render_exam(seed, conspicuity=conspicuity, mix=ALL_SICK, lesions=has, crowd=1)
+            for has in (True, False)
         )
         assert without.birads == {"L": "1", "R": "1"}
         for a, b in zip(with_.views, without.views, strict=True):
-            assert len(a.findings) == 2
             assert not b.findings
             change = a.pixels.astype(int) - b.pixels
             assert not change[~np.logical_or.reduce([f.mask for f in a.findings])].any()
             for f in a.findings:
                 rows, columns = np.nonzero(f.mask)
                 assert f.box == (columns.min(), rows.min(), columns.max() + 1, rows.max() + 1)
-                x0, y0, x1, y1 = map(int, f.box)
-                hit = change[y0:y1, x0:x1] != 0
+                assert change[f.mask].max() > 0
                 if f.kind == "mass":
-                    assert (change[f.mask] > 0).mean() > 0.8  # faint fringes round away
+                    assert (change[f.mask] > 0).mean() > 0.6  # faint fringes round away
                     assert change[f.mask].mean() > 0
-                else:  # the hull is as tight as the specks, but for fringes that round away
-                    assert all(h[:2].any() and h[-2:].any() for h in (hit.any(0), hit.any(1)))
-                assert (f.mask & a.breast).sum() > 0.95 * f.mask.sum()
-                kinds.add(f.descriptor)
-    assert kinds == {"circumscribed", "coarse", "spiculated", "indistinct", "fine pleomorphic"}
+                assert not (f.mask & ~a.breast).sum() > 0.05 * f.mask.sum()
+                assert f.kind == KINDS[f.descriptor]
+                kinds.add(f.kind)
+    assert kinds >= {"mass", "calcification"}
 
 
-def test_lesions_have_their_size_in_mm_and_lie_equally_deep_in_both_views():
-    gaps, sizes = [], []
-    for seed in range(30):
+def test_the_two_views_show_the_same_lesions_equally_deep():
+    gaps = []
+    for seed in seeds(40):
         for cc, mlo in (exam(seed).views[:2], exam(seed).views[2:]):
-            assert [(f.finding, f.lesion, f.size_mm) for f in cc.findings] == [
-                (f.finding, f.lesion, f.size_mm) for f in mlo.findings
-            ]
-            for pair in zip(cc.findings, mlo.findings, strict=True):
+            pairs = [{f.lesion: f for f in v.findings if f.descriptor != "asymmetry"} for v in (cc, mlo)]
+            assert pairs[0].keys() == pairs[1].keys()
+            for number, first in pairs[0].items():
+                second = pairs[1][number]
+                assert (first.finding, first.descriptor, first.size_mm) == (
+                    second.finding, second.descriptor, second.size_mm,
+                )  # fmt: skip
                 depth = []
-                for view, f in zip((cc, mlo), pair, strict=True):
+                for view, f in ((cc, first), (mlo, second)):
                     nipple = np.flatnonzero(left(view, view.breast).any(0))[-1]
                     columns = np.nonzero(left(view, f.mask))[1]
                     depth.append((nipple - (columns.min() + columns.max()) / 2) * 0.56)
-                    if f.descriptor == "circumscribed":
-                        diameter = 2 * np.sqrt(f.mask.sum() * 0.56**2 / np.pi)
-                        assert diameter == pytest.approx(f.size_mm, rel=0.2)
-                        sizes.append(f.size_mm)
                 gaps.append(depth[0] - depth[1])
-    assert 11 < np.median(sizes) < 18
-    assert min(sizes) >= 5
-    assert max(sizes) <= 35
     assert np.abs(np.median(gaps)) < 3
     assert np.percentile(np.abs(gaps), 90) < 12  # radiologists' rule of thumb: within a centimetre
 
 
-def test_labels_and_birads_follow_from_the_findings():
+def test_an_asymmetry_shows_in_one_view_alone():
+    found = []
+    for seed in seeds(60):
+        e = render_exam(seed, crowd=3)
+        for breast in (e.views[:2], e.views[2:]):
+            numbers = {f.lesion for v in breast for f in v.findings if f.descriptor == "asymmetry"}
+            found += [sum(f.lesion == number for v in breast for f in v.findings) for number in numbers]
+    assert len(found) > 5
+    assert set(found) == {1}
+
+
+def test_labels_follow_from_the_findings_of_the_view():
     for seed in range(30):
         e = exam(seed)
         for view in e.views:
             found = {f.finding for f in view.findings}
             assert view.label == ("benign" in found, "malignant" in found)
-            allowed = {"4B", "4C", "5"} if "malignant" in found else {"2", "3"} if found else {"1"}
-            assert e.birads[view.laterality] in allowed
+            assert e.birads[view.laterality] in CATEGORIES
     assert not any(view.findings for view in render_exam(5, mix=HEALTHY).views)
 
 
 def test_three_breasts_in_ten_are_benign_and_three_malignant():
-    names = [
-        {phantom.MASSES.get(lesion.name, phantom.SPECKS.get(lesion.name))[0] for lesion in drawn}
-        for drawn, _ in (phantom._lesions(np.random.default_rng(i), (0.25, 0.25, 0.05)) for i in range(3000))
-    ]
+    drawn = [draw_lesions(np.random.default_rng(i), phantom.MIX) for i in range(3000)]
+    names = [{lesion.finding for lesion in lesions} for lesions, _ in drawn]
     shares = {kind: np.mean([kind in found for found in names]) for kind in ("benign", "malignant", "")}
     assert shares["benign"] == pytest.approx(0.3, abs=0.03)
     assert shares["malignant"] == pytest.approx(0.3, abs=0.03)
@@ -148,170 +205,112 @@ def test_three_breasts_in_ten_are_benign_and_three_malignant():
     assert np.mean([{"benign", "malignant"} <= found for found in names]) == pytest.approx(0.05, abs=0.015)
 
 
+def test_a_crowded_breast_holds_so_many_more_findings_of_both_classes():
+    plain, crowded = (
+        [draw_lesions(np.random.default_rng(i), HEALTHY, crowd)[0] for i in range(300)] for crowd in (0, 5)
+    )
+    assert not any(lesion.finding for lesions in plain for lesion in lesions)
+    found = [lesion.finding for lesions in crowded for lesion in lesions if lesion.finding]
+    assert len(found) == 5 * 300
+    assert found.count("malignant") / len(found) == pytest.approx(0.5, abs=0.05)
+
+
+def test_the_papers_edge_cases_come_up():
+    """Benign and malignant in one image, a long thin lesion, normal exams."""
+    views = [v for seed in range(60) for v in exam(seed).views]
+    assert any(v.label == (1, 1) for v in views)
+    sides = [(f.box[2] - f.box[0], f.box[3] - f.box[1]) for v in views for f in v.findings]
+    assert max(max(s) / min(s) for s in sides) > 2.5
+    assert any(not any(v.findings for v in exam(seed).views) for seed in range(60))
+    names = {f.descriptor for v in views for f in v.findings}
+    assert names <= set(MASSES | CALCIFICATIONS)
+    assert len(names) > 8
+
+
 def test_denser_classes_are_brighter():
     mean = {}
-    for seed in range(30):
+    for seed in seeds(60):
         e = exam(seed)
         for v in e.views[::2]:
             inner = ndimage.distance_transform_edt(v.breast) > 15
-            mean.setdefault(e.density, []).append(v.pixels[inner].mean())
+            mean.setdefault(e.density, []).append(v.gland[inner].mean())
     mean = {density: np.mean(values) for density, values in mean.items()}
     assert sorted(mean, key=mean.get) == list("ABCD")
 
 
 def test_spectrum_of_the_breast_falls_as_real_ones_do():
-    """Slope of log power over log frequency, 0.1 to 0.6 lp/mm: 2.9 +- 0.38 in mini-MIAS, 25.6 mm regions."""
-    slopes, window = [], np.outer(np.hanning(46), np.hanning(46))
-    f = np.hypot(*np.meshgrid(np.fft.fftfreq(46, 0.56), np.fft.fftfreq(46, 0.56)))
-    band = (f > 0.1) & (f < 0.6)
-    for seed in range(30):
-        for view in exam(seed).views[::2]:
-            depth = ndimage.distance_transform_edt(np.pad(view.breast, 1))[1:-1, 1:-1]
-            y, x = np.unravel_index(depth.argmax(), depth.shape)  # the middle of the breast
-            region = view.pixels[y - 23 : y + 23, x - 23 : x + 23].astype(float)
-            power = np.abs(np.fft.fft2((region - region.mean()) * window)) ** 2
-            slopes.append(-np.polyfit(np.log(f[band]), np.log(power[band]), 1)[0])
-    assert 2.4 < np.mean(slopes) < 3.4
+    """Slope of log power over log frequency, 0.1 to 0.8 lp/mm: 2.9 +- 0.35 (mini-MIAS, 25.6 mm regions)."""
+    slopes, n = [], 46
+    window = np.outer(np.hanning(n), np.hanning(n))
+    f = np.hypot(*np.meshgrid(np.fft.fftfreq(n, 0.56), np.fft.fftfreq(n, 0.56)))
+    edges = np.geomspace(0.1, 0.8, 9)
+    for seed in seeds(15):
+        for view in exam(seed, mix=HEALTHY).views:
+            tissue = ndimage.binary_erosion(view.breast & ~view.pectoral, iterations=8)
+            for y in range(0, 368 - n, 23):
+                for x in range(0, 240 - n, 23):
+                    if not tissue[y : y + n, x : x + n].all():
+                        continue
+                    region = view.pixels[y : y + n, x : x + n].astype(float)
+                    power = np.abs(np.fft.fft2((region - region.mean()) * window)) ** 2
+                    rings = [(f >= a) & (f < b) for a, b in pairwise(edges)]
+                    level = [power[ring].mean() for ring in rings]
+                    middle = [np.exp(np.log(f[ring]).mean()) for ring in rings]
+                    slopes.append(-np.polyfit(np.log(middle), np.log(level), 1)[0])
+    assert len(slopes) > 300
+    assert abs(np.mean(slopes) - 2.9) < 0.35
+    assert np.std(slopes) < 0.55
 
 
-def test_every_class_holds_distractors_of_lesion_size_and_contrast(monkeypatch):
-    """Healthy breasts are drawn with islands whose peak is that of a ball of gland of their size."""
-    normal = render_exam(7, mix=HEALTHY)
-    draw = phantom._draw
-    drawn = []
-
-    def note(lesion, *args):
-        window, signal = draw(lesion, *args)
-        drawn.append((lesion.name, lesion.size, float(signal.max())))
-        return window, signal
-
-    monkeypatch.setattr(phantom, "_draw", note)
-    again = render_exam(7, mix=HEALTHY)
-    np.testing.assert_array_equal(normal.views[0].pixels, again.views[0].pixels)
-    islands = [(size, peak) for name, size, peak in drawn if name == "island"]
-    assert {name for name, *_ in drawn} <= {"island", "single"}
-    assert len(islands) >= 8  # two or more per breast, in both views
-    assert all(0.5 < peak / (phantom.GLAND * size) < 1.1 for size, peak in islands)
+def test_lesions_have_the_contrast_of_so_much_gland():
+    """Signal grows with conspicuity, and gland in place of fat has VICTRE's contrast."""
+    for seed in seeds(6, 40):
+        plain, trivial = (render_exam(seed, mix=ALL_SICK, conspicuity=c) for c in (1.0, 3.0))
+        bare = render_exam(seed, mix=ALL_SICK, lesions=False)
+        for a, b, c in zip(plain.views, trivial.views, bare.views, strict=True):
+            for f in a.findings:
+                weak, strong = (v.pixels[f.mask].mean() - c.pixels[f.mask].mean() for v in (a, b))
+                assert strong > weak > 0  # the tone curve saturates
+    assert pytest.approx(0.23) == 10 * GLAND  # VICTRE's table: 0.23 per cm
 
 
-def test_written_exams_can_be_read_and_say_what_was_drawn(tmp_path):
-    table = write_phantoms(tmp_path / "set", exams=5, seed=9, conspicuity=2.0, progress=False)
-    index = read_index(table)
-    assert tuple(index.images.columns) == IMAGE_COLUMNS
-    assert tuple(index.findings.columns[: len(FINDING_COLUMNS)]) == FINDING_COLUMNS
-    assert len(index.images) == 20
-    split = index.images.groupby("patient_id")["split"].agg(set)
-    assert sorted(s for found in split for s in found) == ["test", "train", "train", "train", "val"]
-    rows = iter(index.findings.itertuples())
-    images = index.images.itertuples()
-    for number in range(5):
-        e = render_exam(900_000 + number, conspicuity=2.0)
-        for view in e.views:
-            row = next(images)
-            stored = np.asarray(Image.open(index.root / row.path))
-            np.testing.assert_array_equal(stored, view.pixels)
-            assert stored.dtype == np.uint16
-            assert (row.benign, row.malignant) == view.label
-            assert (row.laterality, row.view, row.density) == (view.laterality, view.view, e.density)
-            assert (row.height, row.width, row.spacing_mm) == (368, 240, 0.56)
-            for f in view.findings:
-                found = next(rows)
-                assert (found.image_id, found.finding, found.kind) == (row.image_id, f.finding, f.kind)
-                assert (found.x0, found.y0, found.x1, found.y1) == f.box
-                np.testing.assert_array_equal(np.asarray(Image.open(index.root / found.mask)), f.mask)
-    card = (tmp_path / "set" / "README.md").read_text()
-    assert "mammomil phantom --exams 5 --scale quick --seed 9 --out set --conspicuity 2" in card
-    assert not (tmp_path / "set" / "unfinished").exists()
-
-
-def test_file_names_tell_laterality_and_view(tmp_path):
-    dicom = pytest.importorskip("mammomil.dicom")
-    index = read_index(write_phantoms(tmp_path, exams=1, progress=False))
-    assert [dicom.name_hints(index.root / path) for path in index.images["path"]] == NAMES
-
-
-def test_the_same_command_writes_the_same_bytes(tmp_path):
-    folders = [write_phantoms(tmp_path / name, exams=1, seed=4, progress=False).parent for name in "ab"]
-    files = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in folders]
-    assert files[0] == files[1]
-    assert len(files[0]) >= 7
-    for name in files[0]:
-        if name.name != "README.md":  # it names its folder
-            assert (folders[0] / name).read_bytes() == (folders[1] / name).read_bytes()
-
-
-def test_an_interrupted_run_goes_on_where_it_stopped(tmp_path, monkeypatch):
-    render, drawn = phantom.render_exam, []
-
-    def stop_at_third(seed, *args):
-        if len(drawn) == 2:
-            raise KeyboardInterrupt
-        drawn.append(seed)
-        return render(seed, *args)
-
-    monkeypatch.setattr(phantom, "render_exam", stop_at_third)
-    with pytest.raises(KeyboardInterrupt):
-        write_phantoms(tmp_path, exams=3, progress=False)
-    assert not (tmp_path / "index.csv").exists()
-    with pytest.raises(InputError, match="unfinished run"):
-        write_phantoms(tmp_path, exams=3, seed=1, progress=False)
-    monkeypatch.setattr(phantom, "render_exam", lambda seed, *args: drawn.append(seed) or render(seed, *args))
-    write_phantoms(tmp_path, exams=3, progress=False)
-    assert drawn == [0, 1, 2]  # no exam was drawn twice
-    whole = write_phantoms(tmp_path / "whole", exams=3, progress=False)
-    assert (tmp_path / "index.csv").read_text() == whole.read_text()
-    assert not list(tmp_path.rglob(".*"))
-
-
-def test_a_finished_set_is_replaced_only_by_force(tmp_path):
-    write_phantoms(tmp_path, exams=2, progress=False)
-    (tmp_path / "images" / "mine.png").write_bytes(b"keep")
-    with pytest.raises(InputError, match="--force"):
-        write_phantoms(tmp_path, exams=1, progress=False)
-    write_phantoms(tmp_path, exams=1, seed=1, progress=False, force=True)
-    assert len(read_index(tmp_path).images) == 4
-    assert len(list(tmp_path.glob("images/phantom-*.png"))) == 4
-    assert (tmp_path / "images" / "mine.png").exists()
-
-
-@pytest.mark.parametrize(
-    ("name", "kwargs"),
-    [
-        ("exams", {"exams": 0}),
-        ("seed", {"exams": 1, "seed": -1}),
-        ("conspicuity", {"exams": 1, "conspicuity": 0.0}),
-    ],
-)
-def test_values_out_of_range_are_refused(tmp_path, name, kwargs):
-    with pytest.raises(InputError, match=f"^{name} .* give"):
-        write_phantoms(tmp_path, progress=False, **kwargs)
-    assert not list(tmp_path.iterdir())
-
-
-def test_a_set_without_findings_is_readable(tmp_path, monkeypatch):
-    render = phantom.render_exam
-    monkeypatch.setattr(phantom, "render_exam", lambda *args: render(*args, mix=HEALTHY))
-    assert read_index(write_phantoms(tmp_path, exams=1, progress=False)).findings.empty
+def test_every_class_holds_distractors_of_lesion_size():
+    """Healthy breasts are drawn with islands, nodes and single calcifications, as large as findings."""
+    drawn = [draw_lesions(np.random.default_rng(i), HEALTHY)[0] for i in range(400)]
+    sick = [draw_lesions(np.random.default_rng(i), ALL_SICK)[0] for i in range(400)]
+    for kind in ("island", "node", "single"):
+        here, there = ([sum(x.name == kind for x in lesions) for lesions in group] for group in (drawn, sick))
+        assert np.mean(here) == pytest.approx(np.mean(there), abs=0.25)
+        assert np.mean(here) > 0.5
+    islands = [x.size for lesions in drawn for x in lesions if x.name == "island"]
+    masses = [x.size for lesions in sick for x in lesions if x.name in MASSES]
+    assert np.median(islands) == pytest.approx(np.median(masses), rel=0.25)
 
 
 @pytest.mark.slow
-def test_both_scales_show_the_same_anatomy():
-    quick, full = (render_exam(21, scale, mix=ALL_SICK) for scale in ("quick", "full"))
-    assert quick.birads == full.birads
-    for a, b in zip(quick.views, full.views, strict=True):
-        small = b.pixels.reshape(368, 8, 240, 8).mean((1, 3))
+@pytest.mark.parametrize("scale", ["half", "full"])
+def test_all_scales_show_the_same_anatomy(scale):
+    quick, fine = (render_exam(21, s, mix=ALL_SICK) for s in ("quick", scale))
+    assert quick.birads == fine.birads
+    n = SCALES[scale][0] // 368
+    for a, b in zip(quick.views, fine.views, strict=True):
+        small = b.pixels.reshape(368, n, 240, n).mean((1, 3))
         inside = ndimage.binary_erosion(a.breast, iterations=8)  # the outline alone would correlate
         assert np.corrcoef(a.pixels[inside], small[inside])[0, 1] > 0.95
-        assert (a.breast == (b.breast.reshape(368, 8, 240, 8).mean((1, 3)) > 0.5)).mean() > 0.999
+        assert (a.breast == (b.breast.reshape(368, n, 240, n).mean((1, 3)) > 0.5)).mean() > 0.999
+        assert np.corrcoef(a.gland[inside], b.gland.reshape(368, n, 240, n).mean((1, 3))[inside])[0, 1] > 0.95
+        found, finer = ([(f.lesion, f.finding, f.descriptor) for f in v.findings] for v in (a, b))
+        assert found == finer
         for f, g in zip(a.findings, b.findings, strict=True):
-            np.testing.assert_allclose(np.array(g.box) / 8, f.box, atol=4)
+            if f.kind == "mass":
+                np.testing.assert_allclose(np.array(g.box) / n, f.box, atol=4)
 
 
 @pytest.mark.slow
 def test_global_grey_levels_do_not_give_the_labels_away():
     """Logistic regression on grey-level statistics, cross-validated by patient, stays below AUC 0.65.
 
-    200 images (100 breasts): the standard error of a chance AUC is about 0.045, so 0.65 is three of them.
+    400 images (200 breasts): the standard error of a chance AUC is about 0.035, so 0.65 is four of them.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.metrics import roc_auc_score
@@ -320,7 +319,7 @@ def test_global_grey_levels_do_not_give_the_labels_away():
     from sklearn.preprocessing import StandardScaler
 
     features, labels, patients = [], [], []
-    for seed in range(500, 550):
+    for seed in seeds(100, 500):
         for view in render_exam(seed).views:
             p = view.pixels[view.breast].astype(float)
             shape = [((p - p.mean()) ** k).mean() / p.std() ** k for k in (3, 4)]

@@ -5,7 +5,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mammomil.regions import cells_to_pixels, crop_rois, normalise_saliency, retrieve_rois
+from mammomil.regions import (
+    cells_to_pixels,
+    crop_rois,
+    iom,
+    iom_masks,
+    normalise_saliency,
+    retrieve_rois,
+)
 
 
 def naive_algorithm_1(saliency: np.ndarray, k: int, rows: int, columns: int, distinct: bool):
@@ -118,3 +125,36 @@ def test_crops_equal_slices_of_the_padded_image(size, corners, seed):
         for k, (row, column) in enumerate(corners[b]):
             expected = padded[row + 20 : row + 20 + size, column + 20 : column + 20 + size]
             np.testing.assert_array_equal(patches[b, k, 0], expected)
+
+
+BOXES = st.lists(
+    st.tuples(st.integers(0, 9), st.integers(0, 7), st.integers(0, 6), st.integers(0, 6)),
+    min_size=1,
+    max_size=3,
+).map(lambda rows: [(x, y, min(x + w, 12), min(y + h, 10)) for x, y, w, h in rows])
+
+
+@given(BOXES, BOXES)
+def test_iom_counts_pixels_over_the_smaller_area(regions, lesions):
+    expected = np.zeros((len(regions), len(lesions)))
+    for i, region in enumerate(regions):
+        for j, lesion in enumerate(lesions):
+            pixels = [
+                {(x, y) for x in range(b[0], b[2]) for y in range(b[1], b[3])} for b in (region, lesion)
+            ]
+            if smaller := min(map(len, pixels)):
+                expected[i, j] = len(pixels[0] & pixels[1]) / smaller
+    first, second = (torch.tensor(boxes, dtype=torch.float64) for boxes in (regions, lesions))
+    np.testing.assert_allclose(iom(first, second), expected)
+    np.testing.assert_allclose(iom(second, first), expected.T)
+    masks = torch.zeros(len(lesions), 10, 12, dtype=torch.bool)
+    for mask, (x0, y0, x1, y1) in zip(masks, lesions, strict=True):
+        mask[y0:y1, x0:x1] = True
+    np.testing.assert_allclose(iom_masks(first, masks), expected)
+
+
+def test_iom_with_a_mask_counts_its_pixels_and_parts_of_cut_ones():
+    mask = torch.zeros(1, 4, 4, dtype=torch.bool)
+    mask[0, 0, 0] = mask[0, 1, 1] = mask[0, 2, 2] = True
+    regions = torch.tensor([[0.0, 0.0, 1.5, 1.5], [3.0, 0.0, 4.0, 1.0], [-5.0, -5.0, 9.0, 9.0]])
+    np.testing.assert_allclose(iom_masks(regions, mask)[:, 0], [1.25 / 2.25, 0, 1])

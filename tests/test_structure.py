@@ -11,10 +11,11 @@ ROOT = Path(__file__).parents[1]
 # The way of the data, top to bottom. A module imports only modules above it.
 ORDER = [
     "files", "types",
-    "dicom", "pectoral", "preprocess", "phantom", "index",
+    "dicom", "pectoral", "preprocess", "noise", "anatomy", "lesions", "phantom", "phantom_set", "index",
     "readers.mini_mias", "readers.folder", "augment", "cache", "dataset",
     "regions", "pooling", "backbones", "gmic", "losses", "weights",
-    "metrics", "runs", "train", "recipes", "items", "predictor", "plots", "report", "predict", "demo", "cli",
+    "metrics", "runs", "train", "recipes", "items", "predictor", "plots", "report", "predict",
+    "evaluate", "demo", "experiments.warm_start", "cli",
 ]  # fmt: skip
 
 
