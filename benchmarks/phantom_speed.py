@@ -3,8 +3,8 @@
     python benchmarks/phantom_speed.py    # prints, and writes phantom_speed.md and .json beside this file
 
 Images are drawn, not written to disk. On a CPU the quick scale uses one process per core, as
-`mammomil phantom --workers 0` does; the larger scales use torch's threads. On a machine with CUDA the GPU part
-runs too; the table says when it did not.
+`mammomil phantom --workers 0` does; the larger scales use torch's threads. On a machine with CUDA the GPU
+part runs too; the table says when it did not.
 """
 
 import argparse

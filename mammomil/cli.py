@@ -23,6 +23,7 @@ Paths = tuple[Path, ...]
 def _demo(out: Path = Path("demo_output"), seed: int = 0, force: bool = False) -> int:
     """Train a small GMIC on synthetic mammograms, then show what it sees on exams it has never seen.
 
+    Starts from a half-trained model in data_samples, says what it can do, trains it on, and says it again.
     Needs no network and no GPU; takes about five minutes on two cores. Look at OUT/report/report.html. A demo
     that was stopped goes on where it was.
 

@@ -65,7 +65,15 @@ def test_all_training_images_fit_in_the_memory_a_run_is_given(tmp_path):
         assert run.memory_gb * 2**30 >= 10_000 * 368 * 240 * (2 + 1 / 8)
         assert run.resume
     names = [run.out.name for run in warm_start._runs(tiny(tmp_path, birads_epochs=1), folders)]
-    assert names == ["region-encoder", "birads", "gmic-fields", "gmic-whole", "half-fields", "half-whole"]
+    assert names == [
+        "region-encoder",
+        "birads",
+        "gmic-fields",
+        "gmic-whole",
+        "gmic-polish",
+        "half-fields",
+        "half-whole",
+    ]
 
 
 @pytest.mark.slow

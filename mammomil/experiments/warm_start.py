@@ -34,7 +34,7 @@ ENCODER = ResNet22Config((16, 32, 64, 128), (1, 2, 2, 2), blocks=1, stem_pool=Fa
 TRAINING_SEED, TEST_SEED, CROWDED_SEED = 2_000_000, 3_000_000, 4_000_000
 CROWD = 5  # more findings in every breast of the phantoms that fields are cut from
 MODELS = {  # name -> the run that ends in it
-    "gmic-quick": "gmic-whole",
+    "gmic-quick": "gmic-polish",
     "gmic-quick-half": "half-whole",
     "region-encoder": "region-encoder",
 }
@@ -77,8 +77,10 @@ class Config:
     """Epochs of the region encoder, eight fields an image each."""
     fields_epochs: int = 4
     """Epochs of GMIC's first stage, on labelled fields of view; eight an image."""
-    whole_epochs: int = 4
+    whole_epochs: int = 2
     """Epochs of GMIC's second stage, on whole images and image labels alone."""
+    polish_epochs: int = 1
+    """Epochs of its third stage: the second with a fifth of the learning rate."""
     half_exams: int = 100
     """Training phantoms of the half-trained GMIC; it has one epoch of either stage."""
     birads_epochs: int = 0
@@ -88,7 +90,8 @@ class Config:
 
     def __post_init__(self):
         counts = [self.exams, self.crowded, self.validation, self.test, self.half_exams]
-        if min(*counts, self.encoder_epochs, self.fields_epochs, self.whole_epochs) < 1:
+        counts += [self.encoder_epochs, self.fields_epochs, self.whole_epochs, self.polish_epochs]
+        if min(counts) < 1:
             raise ValueError("numbers of exams and epochs must be 1 or more.")
         if min(self.seed, self.birads_epochs, self.workers) < 0:
             raise ValueError("seed, birads_epochs and workers must be 0 or more.")
@@ -196,6 +199,18 @@ def _runs(config: Config, phantoms: dict[str, Path]) -> list[ClassifierRun | GMI
         fields=WINDOW,
     )
     fields = fields_stage(phantoms["crowded"], runs / "gmic-fields", seed, config.fields_epochs)
+    whole = whole_stage(
+        phantoms["training"],
+        runs / "gmic-whole",
+        runs / "gmic-fields" / "model",
+        seed,
+        config.whole_epochs,
+    )
+    polish = whole_stage(
+        phantoms["training"], runs / "gmic-polish", runs / "gmic-whole" / "model", seed, config.polish_epochs
+    )
+    slow = dataclasses.replace(polish.train, learning_rate=polish.train.learning_rate / 5)
+    polish = dataclasses.replace(polish, train=slow)
     half_fields = fields_stage(phantoms["half-crowded"], runs / "half-fields", seed, 1)
     planned: list[ClassifierRun | GMICRun] = [encoder]
     if config.birads_epochs:
@@ -205,13 +220,8 @@ def _runs(config: Config, phantoms: dict[str, Path]) -> list[ClassifierRun | GMI
         fields = dataclasses.replace(fields, warm_start=runs / "birads" / "model")
     planned += [
         fields,
-        whole_stage(
-            phantoms["training"],
-            runs / "gmic-whole",
-            runs / "gmic-fields" / "model",
-            seed,
-            config.whole_epochs,
-        ),
+        whole,
+        polish,
         half_fields,
         whole_stage(phantoms["half"], runs / "half-whole", runs / "half-fields" / "model", seed, 1),
     ]
@@ -228,7 +238,8 @@ def _fitted(run: Any, config: Config) -> Any:
     )  # 16 bits and the mask's bit a pixel
     workers = config.workers if torch.cuda.is_available() else 0
     train = dataclasses.replace(run.train, workers=workers)
-    return dataclasses.replace(run, memory_gb=memory_gb, train=train, resume=True)
+    cache = config.out / "cache"
+    return dataclasses.replace(run, memory_gb=memory_gb, cache=cache, train=train, resume=True)
 
 
 def _epochs(out: Path) -> list[dict[str, Any]]:
@@ -244,8 +255,11 @@ def _finished(run: ClassifierRun | GMICRun) -> bool:
 
 def _minutes(out: Path, source: str, config: Config) -> float:
     """Minutes of training behind a model, the stages before it included; drawing and scoring excluded."""
-    stages = {"gmic-whole": ["gmic-fields", "gmic-whole"], "half-whole": ["half-fields", "half-whole"]}
-    names = stages.get(source, [source]) + (["birads"] if source == "gmic-whole" else [])
+    stages = {
+        "gmic-polish": ["birads", "gmic-fields", "gmic-whole", "gmic-polish"],
+        "half-whole": ["half-fields", "half-whole"],
+    }
+    names = stages.get(source, [source])
     return sum(row["seconds"] for name in names for row in _epochs(out / "runs" / name)) / 60
 
 
