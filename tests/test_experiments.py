@@ -27,7 +27,7 @@ from mammomil.weights import load_model
 
 def tiny(out: Path, **changes) -> warm_start.Config:
     small = {
-        "exams": 4, "crowded": 3, "validation": 2, "test": 6, "half_exams": 2, "conspicuity": 3.0,
+        "exams": 4, "crowded": 3, "validation": 2, "test": 6, "conspicuity": 3.0,
         "encoder_epochs": 1, "fields_epochs": 1, "whole_epochs": 1, "seed": 1, "workers": 1,
     }  # fmt: skip
     return warm_start.Config(out=out, **(small | changes))
@@ -49,8 +49,6 @@ def test_the_command_lists_the_experiments(capsys):
 
 
 def test_settings_that_cannot_be_or_have_changed_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="half_exams 9 is more than exams 4"):
-        tiny(tmp_path, half_exams=9)
     with pytest.raises(ValueError, match="must be 1 or more"):
         tiny(tmp_path, whole_epochs=0)
     (tmp_path / "config.json").write_text(json.dumps({"exams": 5, "seed": 0}))
@@ -60,20 +58,12 @@ def test_settings_that_cannot_be_or_have_changed_are_refused(tmp_path):
 
 def test_all_training_images_fit_in_the_memory_a_run_is_given(tmp_path):
     config = tiny(tmp_path, exams=2500)
-    folders = {name: tmp_path / name for name in ("training", "crowded", "test", "half", "half-crowded")}
+    folders = {name: tmp_path / name for name in ("training", "crowded", "test")}
     for run in warm_start._runs(config, folders):
         assert run.memory_gb * 2**30 >= 10_000 * 368 * 240 * (2 + 1 / 8)
         assert run.resume
     names = [run.out.name for run in warm_start._runs(tiny(tmp_path, birads_epochs=1), folders)]
-    assert names == [
-        "region-encoder",
-        "birads",
-        "gmic-fields",
-        "gmic-whole",
-        "gmic-polish",
-        "half-fields",
-        "half-whole",
-    ]
+    assert names == ["region-encoder", "birads", "gmic-fields", "gmic-whole", "gmic-polish"]
 
 
 @pytest.mark.slow
@@ -94,24 +84,21 @@ def test_a_stopped_experiment_goes_on_and_its_table_can_be_recomputed(tmp_path, 
     assert warm_start.run(config) == 130
     assert "The same command goes on from here" in capsys.readouterr().out
     assert warm_start.run(config) == 0
-    assert trained == [
-        "region-encoder", "gmic-fields", "gmic-whole", "gmic-whole", "half-fields", "half-whole"
-    ]  # fmt: skip
+    assert trained == ["region-encoder", "gmic-fields", "gmic-whole", "gmic-whole", "gmic-polish"]
     (tmp_path / "weights" / "gmic-quick" / "README.md").unlink()
     assert warm_start.run(config) == 0  # finished: nothing is trained or written again
-    assert len(trained) == 6
+    assert len(trained) == 5
     assert not (tmp_path / "weights" / "gmic-quick" / "README.md").exists()
 
     # Who trains and who tests.
     phantoms = tmp_path / "phantoms"
-    training, half, test = (read_index(phantoms / name) for name in ("training", "half", "test"))
+    training, crowded, test = (read_index(phantoms / name) for name in ("training", "crowded", "test"))
     patients = {split: set(rows["patient_id"]) for split, rows in training.images.groupby("split")}
     assert {split: len(ids) for split, ids in patients.items()} == {"train": 4, "val": 2}
     assert not set(test.images["patient_id"]) & set(training.images["patient_id"])
-    few = half.images.groupby("split")["patient_id"].agg(set)
-    assert few["val"] == patients["val"]
-    assert len(few["train"]) == 2
-    assert few["train"] <= patients["train"]
+    assert not set(crowded.images["patient_id"]) & set(training.images["patient_id"])
+    assert set(crowded.images["split"]) == {"train"}
+    assert len(crowded.findings) > 3 * 4 * 5  # five more in every breast
 
     # The figures in the table.
     with (tmp_path / "warm-start.csv").open() as file:

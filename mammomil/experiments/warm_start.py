@@ -21,7 +21,7 @@ from mammomil.evaluate import (
     write_evaluation,
 )
 from mammomil.files import InputError, atomic_path, provenance, read_json, write_json
-from mammomil.index import read_index, select, split_patients, write_index
+from mammomil.index import read_index, split_patients, write_index
 from mammomil.preprocess import PreprocessConfig
 from mammomil.recipes import ClassifierRun, GMICRun, fields_stage, preset, run_training, whole_stage
 from mammomil.train import TrainConfig
@@ -35,13 +35,13 @@ TRAINING_SEED, TEST_SEED, CROWDED_SEED = 2_000_000, 3_000_000, 4_000_000
 CROWD = 5  # more findings in every breast of the phantoms that fields are cut from
 MODELS = {  # name -> the run that ends in it
     "gmic-quick": "gmic-polish",
-    "gmic-quick-half": "half-whole",
+    "gmic-quick-half": "gmic-fields",
     "region-encoder": "region-encoder",
 }
 NOTES = {
     "gmic-quick": "A GMIC at the quick scale, to start a chapter from.",
-    "gmic-quick-half": "Stopped early on purpose, after few images: to be trained on in a chapter, not to be "
-    "used as it is.",
+    "gmic-quick-half": "It has learned from small fields of view alone, one patch each: to be trained on "
+    "with whole images in a chapter, not to be used as it is.",
     "region-encoder": f"It looks at fields of {WINDOW} x {WINDOW} canvas pixels ({WINDOW * 0.56:.1f} mm), "
     f"not at whole images, and turns each into {ENCODER.widths[-1]} numbers.",
 }
@@ -81,24 +81,18 @@ class Config:
     """Epochs of GMIC's second stage, on whole images and image labels alone."""
     polish_epochs: int = 1
     """Epochs of its third stage: the second with a fifth of the learning rate."""
-    half_exams: int = 100
-    """Training phantoms of the half-trained GMIC; it has one epoch of either stage."""
     birads_epochs: int = 0
     """Epochs of a BI-RADS classifier whose network GMIC's first stage starts from; 0 starts from nothing."""
     workers: int = 2
     """Processes that draw phantoms; on a GPU also those that load images."""
 
     def __post_init__(self):
-        counts = [self.exams, self.crowded, self.validation, self.test, self.half_exams]
+        counts = [self.exams, self.crowded, self.validation, self.test]
         counts += [self.encoder_epochs, self.fields_epochs, self.whole_epochs, self.polish_epochs]
         if min(counts) < 1:
             raise ValueError("numbers of exams and epochs must be 1 or more.")
         if min(self.seed, self.birads_epochs, self.workers) < 0:
             raise ValueError("seed, birads_epochs and workers must be 0 or more.")
-        if self.half_exams > min(self.exams, self.crowded):
-            raise ValueError(
-                f"half_exams {self.half_exams} is more than exams {self.exams} or crowded {self.crowded}."
-            )
 
 
 def run(config: Config) -> int:
@@ -151,39 +145,29 @@ def _keep_settings(config: Config) -> None:
 
 
 def _draw(config: Config) -> dict[str, Path]:
-    """Draw the phantoms that are not there yet; return the folder of each set.
-
-    The sets: `training` and `crowded`, for the two stages; `half` and `half-crowded`, a few exams of them;
-    `test`.
-    """
+    """Draw the phantoms that are not there yet; return the folder of each set: training, crowded, test."""
     from mammomil.phantom_set import write_phantoms
 
-    names = ("training", "crowded", "test", "half", "half-crowded")
-    folders = {name: config.out / "phantoms" / name for name in names}
-    validation = {"training": config.validation, "crowded": 0}
     sizes = {"training": config.exams + config.validation, "crowded": config.crowded, "test": config.test}
     seeds = {"training": TRAINING_SEED, "crowded": CROWDED_SEED, "test": TEST_SEED}
+    held_out = {"training": config.validation / sizes["training"], "crowded": 0.0}
+    folders = {name: config.out / "phantoms" / name for name in sizes}
     for name, exams in sizes.items():
+        if (folders[name] / "splits").exists():
+            continue
         if not (folders[name] / "index.csv").exists():
             print(f"Drawing {exams} synthetic exams (phantoms: no patient is in them)")
             seed, crowd = seeds[name] + config.seed, CROWD if name == "crowded" else 0
             write_phantoms(
                 folders[name], exams, "quick", seed, config.conspicuity, workers=config.workers, crowd=crowd
             )
-    for name, held_out in validation.items():
-        half = folders["half" if name == "training" else "half-crowded"]
-        if (half / "index.csv").exists():
-            continue
-        index = read_index(folders[name])
-        images = index.images.assign(split="train")
-        if held_out:
-            shares = {"train": 1 - held_out / sizes[name], "val": held_out / sizes[name]}
+        if name in held_out:
+            index = read_index(folders[name])
+            shares = {"train": 1 - held_out[name], "val": held_out[name]}
+            shares = {split: share for split, share in shares.items() if share}
             images = split_patients(index.images, shares, config.seed)
-        index = index._replace(images=images)
-        write_index(index, folders[name])
-        train = images["split"] == "train"
-        few = sorted(set(images.loc[train, "patient_id"]))[: config.half_exams]
-        write_index(select(index, ~train | images["patient_id"].isin(few)), half)
+            write_index(index._replace(images=images), folders[name])
+        (folders[name] / "splits").touch()
     return folders
 
 
@@ -211,7 +195,6 @@ def _runs(config: Config, phantoms: dict[str, Path]) -> list[ClassifierRun | GMI
     )
     slow = dataclasses.replace(polish.train, learning_rate=polish.train.learning_rate / 5)
     polish = dataclasses.replace(polish, train=slow)
-    half_fields = fields_stage(phantoms["half-crowded"], runs / "half-fields", seed, 1)
     planned: list[ClassifierRun | GMICRun] = [encoder]
     if config.birads_epochs:
         birads = preset("classifier", "quick", phantoms["training"], runs / "birads")
@@ -222,8 +205,6 @@ def _runs(config: Config, phantoms: dict[str, Path]) -> list[ClassifierRun | GMI
         fields,
         whole,
         polish,
-        half_fields,
-        whole_stage(phantoms["half"], runs / "half-whole", runs / "half-fields" / "model", seed, 1),
     ]
     return [_fitted(one, config) for one in planned]
 
@@ -257,7 +238,6 @@ def _minutes(out: Path, source: str, config: Config) -> float:
     """Minutes of training behind a model, the stages before it included; drawing and scoring excluded."""
     stages = {
         "gmic-polish": ["birads", "gmic-fields", "gmic-whole", "gmic-polish"],
-        "half-whole": ["half-fields", "half-whole"],
     }
     names = stages.get(source, [source])
     return sum(row["seconds"] for name in names for row in _epochs(out / "runs" / name)) / 60
