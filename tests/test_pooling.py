@@ -73,9 +73,9 @@ def test_log_pool_is_the_logarithm_of_the_pooled_probability(pooling, logits, t,
                 ),
             }[pooling]
             np.testing.assert_allclose(
-                result[b, c].numpy(), [math.log(not_y), math.log(y)], rtol=1e-9, atol=1e-10
+                result[b, c].numpy(), [math.log(not_y), math.log(y)], rtol=1e-9, atol=1e-8
             )
-            assert y + not_y == pytest.approx(1, abs=1e-9)
+            assert y + not_y == pytest.approx(1, abs=1e-8)  # lse: exp(-20) is near rounding
 
 
 @pytest.mark.parametrize("pooling", ["gap", "gmp", "top_t", "lse"])
