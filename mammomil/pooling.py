@@ -58,9 +58,12 @@ def log_pool(
     """
     if pooling == "lse":
         y = log_sum_exp_pool(logits.sigmoid(), sharpness)
-        # 1 - y, from 1 - A = sigmoid(-logits) in place of a difference of nearly equal numbers.
+        # 1 - y, from 1 - A = sigmoid(-logits) in place of a difference of nearly equal numbers. Where y is
+        # small it is y that is exact: exp(-r (1 - A)) has few digits left.
         complement = -torch.expm1(-sharpness * (-logits).sigmoid()).mean((-2, -1)).log1p() / sharpness
-        return torch.stack([complement.log(), y.log()], -1)
+        small = y < 0.5
+        log_not_y = torch.where(small, torch.log1p(-torch.where(small, y, 0.0)), complement.log())
+        return torch.stack([log_not_y, y.log()], -1)
     height, width = logits.shape[-2:]
     count = {"gap": height * width, "gmp": 1, "top_t": top_t_count(height, width, t)}[pooling]
     top = logits.flatten(2).topk(count).values  # (b, c, count)

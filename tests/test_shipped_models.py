@@ -99,7 +99,9 @@ def test_a_score_drops_when_the_lesion_is_taken_away():
     assert len(with_) > 20
     fell = int((without < with_).sum())
     assert binomtest(fell, len(with_), 0.5, alternative="greater").pvalue < 0.001
-    assert np.mean(with_ - without) > 0.05
+    called = with_ > 0.5
+    assert called.sum() > 5
+    assert (without[called] < 0.5).mean() > 0.8  # what was called malignant no longer is
 
 
 @pytest.mark.slow
