@@ -11,7 +11,7 @@ f features.
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 FINDINGS = ("benign", "malignant")
@@ -51,6 +51,8 @@ class Prediction(NamedTuple):
         boxes: regions the model looked at, xyxy.
         scores: evidence of each region for each finding, larger is more suspicious.
         attention: weight of each region in the image's prediction, summing to 1; None where there is none.
+        selected: regions that the ranking for each finding was made of (the dual-branch paper's Eq. 4); None
+            where a model selects none.
     """
 
     image_id: str
@@ -66,3 +68,4 @@ class Prediction(NamedTuple):
     boxes: Float[np.ndarray, "k 4"]
     scores: Float[np.ndarray, "k c"]
     attention: Float[np.ndarray, "k"] | None
+    selected: Bool[np.ndarray, "k c"] | None = None
