@@ -4,12 +4,13 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from mammomil.backbones import ClassifierConfig, ClassifierOutput
+from mammomil.dual_branch import DualBranchOutput
 from mammomil.gmic import GMICOutput
-from mammomil.types import Batch
+from mammomil.types import Batch, RegionBatch
 
 
 def bernoulli_nll(log_prob: Float[Tensor, "b c 2"], label: Float[Tensor, "b c"]) -> Float[Tensor, "b c"]:
@@ -118,3 +119,97 @@ class ClassifierObjective:
         match = torch.stack([batch.birads == c for c in self.config.birads], 1)  # NaN matches none
         nll = -(output.logits.log_softmax(1) * match).sum(1)
         return {"ce": nll.sum() / match.any(1).sum().clamp(min=1)}
+
+
+def semi_supervised_objective(
+    log_cls: Float[Tensor, "b m r"],
+    log_det: Float[Tensor, "b m c"] | None,
+    log_prob: Float[Tensor, "b c 2"],
+    label: Float[Tensor, "b c"],
+    region_label: Int[Tensor, "b m"],
+    annotated: Bool[Tensor, "b"],
+    valid: Bool[Tensor, "b m"],
+    beta: float = 1.0,
+    weak_weight: float = 1.0,
+    detection: bool = True,
+) -> dict[str, Float[Tensor, ""]]:
+    """Return the objective of the dual-branch paper, to be maximised (Eq. 8-12; checklist D12-D16).
+
+    F are the annotated images, W the others. An annotated image without a malignant region is taken for one
+    of W: Eq. 9 would be -inf (reading A6; `regions` moves it there beforehand and says so). An empty set
+    contributes 0 (reading A11). Without annotated images L is Eq. 5 as a mean (reading A12).
+
+    Args:
+        log_cls: log p_cls, Eq. 1.
+        log_det: log p_det over all regions, Eq. 2, not the masked one (reading A5); None where a method has
+            no ranking, when Eq. 9 is left out.
+        log_prob: (log p(y=0), log p(y=1)) per finding, Eq. 3.
+        label: 0, 1, or NaN where unknown, which counts neither as W nor among the n of the benign term.
+        region_label: 1 malignant, 0 benign or normal, -1 ignored, Eq. 7.
+        annotated: images whose malignant findings were all placed.
+        valid: False for padding.
+        beta: lambda_1 is beta / m_f.
+        weak_weight: lambda_2.
+        detection: False leaves Eq. 9 out: the paper's SS-Baseline.
+
+    Returns:
+        `L_W` (Eq. 11), `L_F_cls` (the plain sum of Eq. 8), `L_F_det` (Eq. 9), `L_F` (Eq. 10), `L` (Eq. 12),
+        and `m_f`, the number of labelled regions in the batch (reading A10).
+    """
+    malignant = (region_label == 1) & valid  # (b, m)
+    full = annotated & malignant.any(1)  # F
+    chosen = -bernoulli_nll(log_prob, label)  # log p(y_c(t) | x(t)), 0 where unknown
+    known = ~label.isnan()
+    weak = known[:, 1] & ~full  # W
+    weak_m = torch.where(weak, chosen[:, 1], 0.0).sum() / weak.sum().clamp(min=1)
+    weak_b = chosen[:, 0].sum() / known[:, 0].sum().clamp(min=1)
+    labelled = full[:, None] & valid & (region_label >= 0)
+    log_bn = torch.logaddexp(log_cls[..., 0], log_cls[..., 1])  # benign or normal
+    log_region = torch.where(region_label == 1, log_cls[..., 2], log_bn)
+    m_f = labelled.sum()
+    cls = torch.where(labelled, log_region, 0.0).sum()
+    det = cls.new_zeros(())
+    if detection and log_det is not None:
+        # Images without a malignant region get a harmless 0 before the logarithm, so that no NaN flows back.
+        rows = torch.where(malignant, log_det[..., 1], -torch.inf)
+        rows = torch.where(full[:, None], rows, 0.0).logsumexp(1)
+        det = torch.where(full, rows, 0.0).sum() / full.sum().clamp(min=1)
+    weak_part, full_part = weak_m + weak_b, beta * cls / m_f.clamp(min=1) + det
+    return {
+        "L_W": weak_part,
+        "L_F_cls": cls,
+        "L_F_det": det,
+        "L_F": full_part,
+        "L": weak_weight * weak_part + full_part,
+        "m_f": m_f,
+    }
+
+
+@dataclass(frozen=True)
+class DualBranchObjective:
+    """Minus the objective of the dual-branch paper, Eq. 5 without and Eq. 12 with annotated images."""
+
+    beta: float = 1.0
+    """Weight of the region labels, Eq. 10: lambda_1 is beta over the number of labelled regions."""
+    weak_weight: float = 1.0
+    """lambda_2, weight of the image labels, Eq. 12."""
+    detection: bool = True
+    """Rank annotated regions first, Eq. 9. False is the paper's SS-Baseline."""
+
+    def __post_init__(self):
+        if self.beta < 0 or self.weak_weight < 0:
+            raise ValueError(
+                f"beta and weak_weight must be 0 or more, not {self.beta} and {self.weak_weight}."
+            )
+
+    def __call__(self, output: DualBranchOutput, batch: RegionBatch) -> dict[str, Float[Tensor, ""]]:
+        """Return terms `weak`, `region` and `rank`; their sum is the loss."""
+        terms = semi_supervised_objective(
+            output.log_cls, output.log_det_all, output.log_prob, batch.label, batch.region_label,
+            batch.annotated, batch.valid, self.beta, self.weak_weight, self.detection,
+        )  # fmt: skip
+        return {
+            "weak": -self.weak_weight * terms["L_W"],
+            "region": terms["L_F_det"] - terms["L_F"],
+            "rank": -terms["L_F_det"],
+        }

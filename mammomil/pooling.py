@@ -5,7 +5,7 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 Pooling = Literal["top_t", "gap", "gmp", "lse"]
@@ -69,6 +69,37 @@ def log_pool(
     top = logits.flatten(2).topk(count).values  # (b, c, count)
     both = torch.stack([F.logsigmoid(-top), F.logsigmoid(top)], -1)  # (b, c, count, 2)
     return both.logsumexp(2) - math.log(count)
+
+
+def top_k_mask(scores: Float[Tensor, "*n m"], k: int) -> Bool[Tensor, "*n m"]:
+    """Mark the `k` largest scores of the last dimension; of equal ones those with the lowest index (A2).
+
+    Args:
+        scores: any values; -inf is never marked, so that padding can be left out.
+        k: how many, 1 or more; all where there are fewer.
+    """
+    smallest = scores.topk(min(k, scores.shape[-1])).values[..., -1:]  # the k-th largest
+    above, tied = scores > smallest, scores == smallest
+    room = k - above.sum(-1, keepdim=True)
+    return (above | (tied & (tied.cumsum(-1) <= room))) & (scores > -torch.inf)
+
+
+def masked_log_softmax(
+    logits: Float[Tensor, "*n"], mask: Bool[Tensor, "*n"], dim: int
+) -> Float[Tensor, "*n"]:
+    """Log-softmax over the marked entries of `dim`; -inf, with no gradient, at the others (checklist D8).
+
+    What is not marked is set to -inf before the softmax: masking its result would give 0/0 where a large
+    entry is not marked (reading A3).
+
+    Args:
+        logits: any finite values.
+        mask: same shape. Where nothing is marked, everything is -inf.
+        dim: the dimension that is normalised.
+    """
+    # Rows without a mark keep their entries for the softmax, whose gradient would be NaN otherwise.
+    kept = mask | ~mask.any(dim, keepdim=True)
+    return logits.masked_fill(~kept, -torch.inf).log_softmax(dim).masked_fill(~mask, -torch.inf)
 
 
 class GatedAttention(nn.Module):

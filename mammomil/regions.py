@@ -1,9 +1,104 @@
-"""Where to look: greedy retrieval of regions from a saliency map, crops of them, and overlap with lesions."""
+"""Where to look: windows over the breast, greedy retrieval from a map, crops, overlap with lesions."""
+
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+
+
+@dataclass(frozen=True)
+class WindowConfig:
+    """Which windows the dual-branch network cuts an image into (checklist D1). Lengths are canvas pixels."""
+
+    sizes: tuple[int, ...] = (224,)
+    """Sides of the windows. The paper has one; several are its authors' future work."""
+    stride: float = 0.5
+    """Step from window to window, as a fraction of the side."""
+    min_breast: float = 0.0
+    """Share of a window that must be breast. 0 asks for its centre alone (reading A18)."""
+    shift_last: bool = False
+    """Add windows that end at the right and bottom border, where the steps leave a remainder."""
+    pectoral: bool = False
+    """Keep windows on the pectoral muscle of MLO views; the paper leaves them out."""
+
+    def __post_init__(self):
+        if not self.sizes or min(self.sizes) < 1:
+            raise ValueError(f"sizes are sides of windows in pixels, 1 or more, not {self.sizes}.")
+        if not 0 < self.stride <= 1:
+            raise ValueError(f"stride is a fraction of the side in (0, 1], not {self.stride}.")
+        if not 0 <= self.min_breast <= 1:
+            raise ValueError(f"min_breast is a share in [0, 1], not {self.min_breast}.")
+
+    @classmethod
+    def quick(cls) -> "WindowConfig":
+        """Windows of 28 pixels of 0.56 mm: 15.7 mm, as 224 pixels of 0.07 mm are."""
+        return cls(sizes=(28,))
+
+
+def sliding_windows(
+    height: int,
+    width: int,
+    size: int = 224,
+    stride: int = 112,
+    mask: Bool[Tensor, "H W"] | None = None,
+    *,
+    min_share: float = 0.0,
+    shift_last: bool = False,
+    offset: tuple[int, int] = (0, 0),
+) -> Float[Tensor, "m 4"]:
+    """List square windows that lie inside an image, row by row (checklist D1, reading A18).
+
+    Args:
+        height: rows of the image.
+        width: columns of the image.
+        size: side of a window in pixels.
+        stride: step between windows in pixels.
+        mask: keep windows whose centre pixel, (size // 2, size // 2) from the corner, lies in this.
+        min_share: with a mask, keep windows with at least this share in it instead; 0 is the centre rule.
+        shift_last: where the steps leave a remainder at the right or bottom, add a window that ends there.
+        offset: row and column of the first window.
+
+    Returns:
+        Boxes, xyxy in pixels; none where the image is smaller than a window.
+    """
+
+    def starts(length: int, first: int) -> Tensor:
+        last = length - size
+        steps = torch.arange(first, last + 1, stride) if last >= first else torch.zeros(0, dtype=torch.long)
+        if shift_last and last >= 0 and (len(steps) == 0 or steps[-1] != last):
+            steps = torch.cat([steps, torch.tensor([last])])
+        return steps
+
+    corners = torch.cartesian_prod(starts(height, offset[0]), starts(width, offset[1]))  # (m, row column)
+    if mask is not None and len(corners):
+        if min_share > 0:
+            # Sums over windows from cumulative sums: four look-ups a window, whatever its size.
+            total = F.pad(mask.double().cumsum(0).cumsum(1), (1, 0, 1, 0))
+            (top, left), (bottom, right) = corners.T, (corners + size).T
+            inside = total[bottom, right] - total[top, right] - total[bottom, left] + total[top, left]
+            keep = inside >= min_share * size**2
+        else:
+            keep = mask[corners[:, 0] + size // 2, corners[:, 1] + size // 2]
+        corners = corners[keep]
+    corners = corners.flip(1).float()  # (m, xy)
+    return torch.cat([corners, corners + size], 1)
+
+
+def region_labels(iom: Float[Tensor, "m n"], alpha: float = 0.5) -> Int[Tensor, "m"]:
+    """Label the regions of an image by its malignant lesions (Eq. 7; checklist D11, readings A7 and A8).
+
+    Args:
+        iom: overlap of each region with each malignant lesion, see `iom`.
+        alpha: overlap from which on a region is malignant, inclusive.
+
+    Returns:
+        1 malignant (one lesion is overlapped enough, whatever else is cut); 0 benign or normal (no lesion is
+        touched; a shared edge is no touch); -1 ignored (less than `alpha` of a lesion).
+    """
+    malignant, touched = (iom >= alpha).any(1), (iom > 0).any(1)
+    return torch.where(malignant, 1, torch.where(touched, -1, 0))
 
 
 def normalise_saliency(saliency: Float[Tensor, "b c h w"]) -> Float[Tensor, "b h w"]:

@@ -33,6 +33,45 @@ class Batch(NamedTuple):
     birads: Float[Tensor, "b"]
     row: Int[Tensor, "b"]
 
+    @property
+    def inputs(self) -> tuple[Tensor, ...]:
+        """What the model is called with."""
+        return (self.image,)
+
+
+class RegionBatch(NamedTuple):
+    """What the dual-branch network and its loss see of some images: codes of regions, or pixels and windows.
+
+    Attributes:
+        valid: False for padding; every image has a region.
+        label: 0, 1, or NaN where unknown, in the order of `FINDINGS`.
+        region_label: 1 malignant, 0 benign or normal, -1 ignored or not annotated.
+        annotated: images whose malignant findings were placed and are learned from.
+        row: row number of each image in the table it came from.
+        codes: a code per region; None when the encoder is trained too.
+        image: standardised pixels, to train the encoder on; else None.
+        boxes: windows on `image`, xyxy; else None.
+        places: number of each valid region in the flattened (b m) regions, which only the host can count
+            without waiting for the device; else None.
+    """
+
+    valid: Bool[Tensor, "b m"]
+    label: Float[Tensor, "b c"]
+    region_label: Int[Tensor, "b m"]
+    annotated: Bool[Tensor, "b"]
+    row: Int[Tensor, "b"]
+    codes: Float[Tensor, "b m f"] | None = None
+    image: Float[Tensor, "b 1 H W"] | None = None
+    boxes: Float[Tensor, "b m 4"] | None = None
+    places: Int[Tensor, "v"] | None = None
+
+    @property
+    def inputs(self) -> tuple[Tensor | None, ...]:
+        """What the model is called with: codes, or pixels and windows."""
+        if self.codes is not None:
+            return self.codes, self.valid
+        return self.image, self.boxes, self.valid, self.places
+
 
 class Prediction(NamedTuple):
     """What a model says of one image, in the pixels of the file it was read from.

@@ -7,7 +7,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from mammomil.pooling import GatedAttention, log_pool, log_sum_exp_pool, top_t_count, top_t_pool
+from mammomil.pooling import (
+    GatedAttention,
+    log_pool,
+    log_sum_exp_pool,
+    masked_log_softmax,
+    top_k_mask,
+    top_t_count,
+    top_t_pool,
+)
 
 maps = hnp.arrays(
     np.float64, st.tuples(*[st.integers(1, 3)] * 2, *[st.integers(1, 7)] * 2), elements=st.floats(0, 1)
@@ -134,3 +142,37 @@ def test_gated_attention_follows_a_permutation_and_the_bag_ignores_it(order):
     permuted_weights, permuted_bag = attention(h[:, list(order)])
     torch.testing.assert_close(permuted_weights, weights[:, list(order)])
     torch.testing.assert_close(permuted_bag, bag)
+
+
+@given(hnp.arrays(np.float64, (2, 3, 7), elements=st.floats(-90, 90)), st.integers(0, 2**32))
+def test_masked_log_softmax_equals_a_softmax_of_what_is_marked(logits, bits):
+    mask = np.random.default_rng(bits).random(logits.shape) < 0.6
+    found = masked_log_softmax(torch.from_numpy(logits), torch.from_numpy(mask), 1).numpy()
+    for b in range(2):
+        for column in range(7):
+            rows = np.flatnonzero(mask[b, :, column])
+            assert (found[b, ~mask[b, :, column], column] == -np.inf).all()
+            if len(rows):
+                kept = logits[b, rows, column].astype(np.longdouble)
+                expected = kept - np.logaddexp.reduce(kept)
+                np.testing.assert_allclose(found[b, rows, column], expected.astype(float), atol=1e-12)
+
+
+def test_masked_log_softmax_of_nothing_has_no_nan_and_no_gradient():
+    logits = torch.randn(2, 4, requires_grad=True)
+    mask = torch.tensor([[True, False, True, False], [False] * 4])
+    result = masked_log_softmax(logits, mask, 1)
+    assert (result[1] == -torch.inf).all()
+    result[0, [0, 2]].sum().backward()
+    assert (logits.grad[~mask] == 0).all()
+
+
+@given(
+    hnp.arrays(np.float64, (3, 9), elements=st.sampled_from([-np.inf, -1.0, 0.0, 0.5, 2.0])),
+    st.integers(1, 12),
+)
+def test_top_k_mask_equals_a_stable_sort(scores, k):
+    found = top_k_mask(torch.from_numpy(scores), k)
+    for row, marks in zip(scores, found, strict=True):
+        order = [i for i in np.argsort(-row, kind="stable") if row[i] > -np.inf][:k]
+        assert marks.nonzero().flatten().tolist() == sorted(order)

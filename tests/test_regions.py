@@ -6,12 +6,15 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from mammomil.regions import (
+    WindowConfig,
     cells_to_pixels,
     crop_rois,
     iom,
     iom_masks,
     normalise_saliency,
+    region_labels,
     retrieve_rois,
+    sliding_windows,
 )
 
 
@@ -158,3 +161,86 @@ def test_iom_with_a_mask_counts_its_pixels_and_parts_of_cut_ones():
     mask[0, 0, 0] = mask[0, 1, 1] = mask[0, 2, 2] = True
     regions = torch.tensor([[0.0, 0.0, 1.5, 1.5], [3.0, 0.0, 4.0, 1.0], [-5.0, -5.0, 9.0, 9.0]])
     np.testing.assert_allclose(iom_masks(regions, mask)[:, 0], [1.25 / 2.25, 0, 1])
+
+
+@given(
+    height=st.integers(1, 40),
+    width=st.integers(1, 40),
+    size=st.integers(1, 12),
+    stride=st.integers(1, 9),
+    share=st.sampled_from([0.0, 0.3, 1.0]),
+    shift_last=st.booleans(),
+    offset=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    seed=st.integers(0, 1000),
+)
+def test_sliding_windows_equal_loops(height, width, size, stride, share, shift_last, offset, seed):
+    mask = np.random.default_rng(seed).random((height, width)) < 0.6
+    expected = []
+    for y in range(height - size + 1):
+        for x in range(width - size + 1):
+            on_grid = [p >= o and (p - o) % stride == 0 for p, o in ((y, offset[0]), (x, offset[1]))]
+            last = [shift_last and p == side - size for p, side in ((y, height), (x, width))]
+            if not all(g or end for g, end in zip(on_grid, last, strict=True)):
+                continue
+            part = mask[y : y + size, x : x + size]
+            if part.mean() >= share if share > 0 else mask[y + size // 2, x + size // 2]:
+                expected.append([x, y, x + size, y + size])
+    found = sliding_windows(
+        height, width, size, stride, torch.from_numpy(mask),
+        min_share=share, shift_last=shift_last, offset=offset,
+    )  # fmt: skip
+    np.testing.assert_array_equal(found.numpy(), np.array(expected).reshape(-1, 4))
+
+
+def test_windows_of_the_papers_image():
+    """Checklist D1: 3000 x 1500 pixels give 25 x 12 windows."""
+    windows = sliding_windows(3000, 1500)
+    assert len(windows) == 25 * 12
+    assert windows[1].tolist() == [112, 0, 336, 224]
+    assert windows[:, 2:].max(0).values.tolist() == [224 + 11 * 112, 224 + 24 * 112]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [({"sizes": ()}, "sizes"), ({"stride": 0.0}, "stride"), ({"min_breast": 2.0}, "min_breast")],
+)
+def test_wrong_windows_are_refused(change, words):
+    with pytest.raises(ValueError, match=words):
+        WindowConfig(**change)
+
+
+@given(
+    st.lists(st.lists(st.sampled_from([0.0, 1e-9, 0.25, 0.5, 0.75, 1.0]), min_size=3, max_size=3), max_size=6)
+)
+def test_region_labels_are_equation_7(overlap):
+    expected = []
+    for row in overlap:
+        if any(value >= 0.5 for value in row):
+            expected.append(1)  # the quantifier "there is", reading A8
+        else:
+            expected.append(0 if all(value == 0 for value in row) else -1)
+    found = region_labels(torch.tensor(overlap).reshape(-1, 3))
+    assert found.tolist() == expected
+
+
+def test_region_labels_without_lesions_and_at_other_thresholds():
+    assert region_labels(torch.zeros(4, 0)).tolist() == [0, 0, 0, 0]
+    assert region_labels(torch.tensor([[0.3], [0.6]]), alpha=0.3).tolist() == [1, 1]
+
+
+def best_iom(width, height):
+    """The best IoM any window of the paper's grid reaches, for a lesion anywhere on the grid's period."""
+    windows = sliding_windows(1792, 1792)
+    worst = 1.0
+    for x in range(448, 560, 8):
+        for y in range(448, 560, 8):
+            box = torch.tensor([[x, y, x + width, y + height]], dtype=torch.float32)
+            worst = min(worst, iom(windows, box).max().item())
+    return worst
+
+
+def test_the_papers_grid_reaches_every_lesion_but_long_thin_ones():
+    """Reading A6: lesions up to 448 pixels always have a positive region; these two need not."""
+    assert min(best_iom(w, h) for w, h in ((8, 8), (112, 448), (224, 224), (448, 448), (448, 30))) >= 0.5
+    assert best_iom(100, 1000) == pytest.approx(0.446, abs=0.003)
+    assert best_iom(40, 600) == pytest.approx(0.373, abs=0.001)

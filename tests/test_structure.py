@@ -13,7 +13,7 @@ ORDER = [
     "files", "types",
     "dicom", "pectoral", "preprocess", "noise", "anatomy", "lesions", "phantom", "phantom_set", "index",
     "readers.mini_mias", "readers.folder", "augment", "cache", "dataset",
-    "regions", "pooling", "backbones", "gmic", "losses", "weights",
+    "regions", "pooling", "backbones", "gmic", "dual_branch", "losses", "weights",
     "metrics", "runs", "train", "recipes", "items", "predictor", "plots", "report", "predict",
     "evaluate", "demo", "experiments.warm_start", "cli",
 ]  # fmt: skip
