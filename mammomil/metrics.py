@@ -1,6 +1,7 @@
 """Figures of merit that scikit-learn lacks, named and oriented like its own; numpy in, numbers out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Shaped
@@ -22,6 +23,178 @@ def auc_score(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | N
     if len(np.unique(y[known])) < 2:
         return None
     return float(roc_auc_score(y[known], s[known]))
+
+
+def _roc(
+    y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"]] | None:
+    """Sensitivity and specificity at every threshold, from "none called" down; None of one class."""
+    from sklearn.metrics import roc_curve
+
+    known = ~np.isnan(y)
+    if len(np.unique(y[known])) < 2:
+        return None
+    fpr, tpr, _ = roc_curve(y[known], s[known], drop_intermediate=False)
+    return tpr, 1 - fpr
+
+
+def _interpolated_specificity(
+    sensitivity: Float[np.ndarray, "t"], specificity: Float[np.ndarray, "t"], at: float
+) -> float:
+    """Best specificity of the polygon `_roc` gives at one sensitivity."""
+    i = int(np.argmax(sensitivity >= at))  # the first, so the most specific
+    if i == 0:
+        return float(specificity[0])
+    weight = (at - sensitivity[i - 1]) / (sensitivity[i] - sensitivity[i - 1])
+    return float((1 - weight) * specificity[i - 1] + weight * specificity[i])
+
+
+def partial_auc_ratio(
+    y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"], min_sensitivity: float = 0.8
+) -> float | None:
+    """Mean specificity over the sensitivities a reader can accept (checklist D26, reading A24).
+
+    The area under the ROC curve where sensitivity is in [min_sensitivity, 1], divided by the width of that
+    range: the index of Jiang, Metz and Nishikawa. It is not McClish's standardised area, which rescales the
+    same area to make chance 0.5; here chance is (1 - min_sensitivity) / 2.
+
+    Args:
+        y: 0, 1, or NaN where unknown; unknown labels are left out.
+        s: scores, larger for 1, finite. Equal ones become a slanted line of the curve, as in `auc_score`.
+        min_sensitivity: lower end of the range, in [0, 1). 0 gives the whole area.
+
+    Returns:
+        The ratio in [0, 1]; None where the known labels are of one class.
+    """
+    if not 0 <= min_sensitivity < 1:
+        raise ValueError(f"min_sensitivity is in [0, 1), not {min_sensitivity}.")
+    if (curve := _roc(y, s)) is None:
+        return None
+    kept = curve[0] >= min_sensitivity
+    sensitivity = np.concatenate([[min_sensitivity], curve[0][kept]])
+    specificity = np.concatenate([[_interpolated_specificity(*curve, min_sensitivity)], curve[1][kept]])
+    return float(np.trapezoid(specificity, sensitivity) / (1 - min_sensitivity))
+
+
+def specificity_at_sensitivity(
+    y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"], sensitivity: float, interpolate: bool = False
+) -> float | None:
+    """Best specificity among the thresholds that reach a sensitivity (checklist D26, reading A25).
+
+    Args:
+        y: 0, 1, or NaN where unknown; unknown labels are left out.
+        s: scores, larger for 1, finite. Equal ones are called together.
+        sensitivity: the least one allowed, in [0, 1]; reaching it exactly is enough.
+        interpolate: read the ROC curve, with straight lines between its points, at exactly this sensitivity.
+            Never smaller than the value without, but no single threshold may give it.
+
+    Returns:
+        The specificity in [0, 1]; None where the known labels are of one class.
+    """
+    if not 0 <= sensitivity <= 1:
+        raise ValueError(f"sensitivity is in [0, 1], not {sensitivity}.")
+    if (curve := _roc(y, s)) is None:
+        return None
+    if interpolate:
+        return _interpolated_specificity(*curve, sensitivity)
+    return float(curve[1][np.argmax(curve[0] >= sensitivity)])
+
+
+def _check_froc_image(image: Mapping[str, Any]) -> None:
+    """Say in a sentence what is wrong with one image of `froc_curve`."""
+    label, score, region_score, iom = (image[key] for key in ("label", "score", "region_score", "iom"))
+    if label not in (0, 1):
+        raise ValueError(f"label is 0, 1 or NaN, not {label}.")
+    if iom.ndim != 2 or region_score.shape != iom.shape[:1]:
+        raise ValueError(
+            f"region_score (m,) and iom (m, n) do not fit: {region_score.shape} and {iom.shape}."
+        )
+    if label == 0 and iom.shape[1]:
+        raise ValueError(f"an image with label 0 has {iom.shape[1]} lesions; pass those of the class only.")
+    if np.isnan(score) or not (region_score < np.inf).all():
+        raise ValueError(
+            "score is NaN, or region_score NaN or inf; a region that is no detection has score 0."
+        )
+
+
+def froc_curve(
+    images: Sequence[Mapping[str, Any]],
+    alpha: float = 0.5,
+    operating_sensitivity: float = 0.85,
+    gate: bool = True,
+    fppi_over: Literal["classified", "all"] = "classified",
+    per: Literal["image", "lesion"] = "image",
+) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"], Float[np.ndarray, "t"]] | None:
+    """Free-response ROC curve of the regions in the images called positive (checklist D27).
+
+    The gate (reading A26): tau is the largest image score that, as a threshold, calls at least
+    `operating_sensitivity` of the positive images positive; only images with score >= tau are classified as
+    positive, and the positive ones among them are the true-positive set. At a threshold t on the regions:
+
+    * sensitivity (A28) is the fraction of the true-positive set with a region of score >= t that has
+      IoM >= alpha with any lesion;
+    * FPPI (A27) counts every region of score >= t that hits no lesion, in all classified images, positive or
+      not, with no suppression of overlaps and no ignored border, and divides by the number of these images.
+
+    A positive image without a placed lesion (n = 0) cannot be judged, as what its regions hit is not known.
+    It takes part in finding tau, and in nothing else: neither in the true-positive set nor in FPPI.
+
+    Args:
+        images: one mapping each, of `label` (0, 1, or NaN where unknown: left out); `score` of the image,
+            larger for 1; `region_score` (m,), larger where a lesion is likelier, where a score <= 0 (-inf
+            included) is no detection, as of regions that region selection dropped (reading A4); and `iom`
+            (m, n) of each region with each lesion of the class, see `regions.iom`. m and n may be 0, and n is
+            0 where the label is.
+        alpha: the least IoM of a hit, in (0, 1].
+        operating_sensitivity: sensitivity of the gate, in (0, 1]; reaching it exactly is enough.
+        gate: False takes every image for classified as positive.
+        fppi_over: what FPPI is divided by: "classified" images, or "all" with a known label. The count of
+            false positives is the same.
+        per: "lesion" makes sensitivity the fraction of the lesions in the true-positive set that are hit.
+
+    Returns:
+        (sensitivity in [0, 1], fppi in [0, inf), thresholds), the first two never decreasing and thresholds
+        strictly descending. They start at (0, 0, inf), then each distinct score > 0 of a region in the images
+        that are scored, the lowest one included, has one point; equal scores are detected together. None
+        where the true-positive set is empty, so also without positive images; negatives are not needed.
+    """
+    for name, value in (("alpha", alpha), ("operating_sensitivity", operating_sensitivity)):
+        if not 0 < value <= 1:
+            raise ValueError(f"{name} is in (0, 1], not {value}.")
+    images = [image for image in images if not np.isnan(image["label"])]
+    for image in images:
+        _check_froc_image(image)
+    positives = np.sort([image["score"] for image in images if image["label"] == 1])[::-1]
+    if not len(positives):
+        return None
+    reached = np.arange(1, len(positives) + 1) / len(positives)
+    tau = positives[np.argmax(reached >= operating_sensitivity)] if gate else -np.inf
+
+    placed = [image for image in images if image["label"] == 0 or image["iom"].shape[1]]
+    classified = [image for image in placed if image["score"] >= tau]
+    scores, misses, best = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]  # best: the last score that still hits
+    for image in classified:
+        score, hit = image["region_score"], image["iom"] >= alpha  # (m,), (m, n)
+        scores.append(score)
+        misses.append(score[~hit.any(1)])
+        if image["label"] == 1:
+            lesions = np.where(hit, score[:, None], 0).max(0, initial=0)  # (n,)
+            best.append({"image": lesions.max(keepdims=True), "lesion": lesions}[per])
+    hits, false = np.sort(np.concatenate(best)), np.sort(np.concatenate(misses))
+    if not len(hits):
+        return None
+    thresholds = np.unique(np.concatenate(scores))[::-1]
+    thresholds = np.concatenate([[np.inf], thresholds[thresholds > 0]])
+    n_hit, n_false = (len(a) - np.searchsorted(a, thresholds) for a in (hits, false))
+    n_images = {"classified": len(classified), "all": len(placed)}[fppi_over]
+    return n_hit / len(hits), n_false / n_images, thresholds
+
+
+def sensitivity_at_fppi(
+    sensitivity: Float[np.ndarray, "t"], fppi: Float[np.ndarray, "t"], at: float
+) -> float:
+    """Best sensitivity of a FROC curve among its points with FPPI <= `at`, 0 without one (reading A30)."""
+    return float(sensitivity[fppi <= at].max(initial=0))
 
 
 def mean_score(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | None:
