@@ -1,4 +1,5 @@
 import csv
+import inspect
 import json
 import os
 import pickle
@@ -21,10 +22,18 @@ from pydicom.uid import (
 
 from mammomil.cli import main
 from mammomil.gmic import GMICConfig, build_gmic
+from mammomil.metrics import bootstrap_ci
 from mammomil.preprocess import PreprocessConfig
 from mammomil.weights import save_model
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """2000 resamples take most of a small run's time; test_metrics tests the intervals themselves."""
+    plain = inspect.unwrap(bootstrap_ci)
+    monkeypatch.setattr(plain, "__defaults__", tuple(20 if n == 2000 else n for n in plain.__defaults__))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +94,7 @@ def test_index_train_predict_as_a_person_would(tmp_path, capsys):
     labels = tmp_path / "labels.csv"
     folder = tmp_path / "images"
     folder.mkdir()
-    for image in sorted((SAMPLES / "images").glob("*.png"))[:40]:
+    for image in sorted((SAMPLES / "images").glob("*.png"))[:20]:
         shutil.copy(image, folder)
     images = sorted(folder.glob("*.png"))
     with (SAMPLES / "index.csv").open() as file:
@@ -98,7 +107,7 @@ def test_index_train_predict_as_a_person_would(tmp_path, capsys):
             table.writerow([image.name, row["benign"], row["malignant"], row["patient_id"]])
     status, out, _ = run(capsys, "index", "folder", folder, "--labels", labels, "--out", tmp_path / "index")
     assert status == 0
-    assert f"{len(images)} images of 10 patients" in out
+    assert f"{len(images)} images of 5 patients" in out
     index = tmp_path / "index" / "index.csv"
     before = index.read_bytes()
     status, _, err = run(capsys, "index", "folder", folder, "--out", tmp_path / "index")

@@ -123,6 +123,7 @@ def test_a_set_without_findings_is_readable(tmp_path, monkeypatch):
     assert read_index(write_phantoms(tmp_path, exams=1, progress=False)).findings.empty
 
 
+@pytest.mark.slow  # each worker is a process that imports torch
 def test_any_number_of_workers_writes_the_same_bytes(tmp_path):
     folders = [
         write_phantoms(tmp_path / str(n) / "set", exams=2, seed=4, progress=False, workers=n, crowd=2).parent
@@ -145,20 +146,22 @@ def test_the_samples_are_drawn_by_one_command_and_only_where_missing(tmp_path, m
     assert (tmp_path / "index.csv").read_bytes() == first
 
 
-def test_the_shipped_samples_are_what_the_command_draws():
+@pytest.mark.parametrize(
+    ("folder", "scale", "exams", "seed"),
+    [pytest.param(*row, marks=() if row[1] == "quick" else pytest.mark.slow) for row in phantom_set.SAMPLES],
+)
+def test_the_shipped_samples_are_what_the_command_draws(folder, scale, exams, seed):
     """Byte for byte needs the machine and versions they were drawn with; elsewhere a grey level may round."""
-    root = Path(__file__).parents[1] / "data_samples"
-    for folder, scale, exams, seed in phantom_set.SAMPLES:
-        index = read_index(root / folder)
-        assert len(index.images) == 4 * exams
-        drawn = render_exam(PER_SEED * seed + exams - 1, scale)
-        for view, row in zip(drawn.views, index.images.iloc[-4:].itertuples(), strict=True):
-            stored = np.asarray(Image.open(index.root / row.path)).astype(int)
-            assert np.abs(stored - view.pixels).max() <= 2
-            assert (stored != view.pixels).mean() < 0.01
-            assert (row.laterality, row.view, row.density) == (view.laterality, view.view, drawn.density)
-            boxes = index.findings.loc[index.findings.image_id == row.image_id, ["x0", "y0", "x1", "y1"]]
-            assert [tuple(box) for box in boxes.to_numpy()] == [f.box for f in view.findings]
+    index = read_index(Path(__file__).parents[1] / "data_samples" / folder)
+    assert len(index.images) == 4 * exams
+    drawn = render_exam(PER_SEED * seed + exams - 1, scale)
+    for view, row in zip(drawn.views, index.images.iloc[-4:].itertuples(), strict=True):
+        stored = np.asarray(Image.open(index.root / row.path)).astype(int)
+        assert np.abs(stored - view.pixels).max() <= 2
+        assert (stored != view.pixels).mean() < 0.01
+        assert (row.laterality, row.view, row.density) == (view.laterality, view.view, drawn.density)
+        boxes = index.findings.loc[index.findings.image_id == row.image_id, ["x0", "y0", "x1", "y1"]]
+        assert [tuple(box) for box in boxes.to_numpy()] == [f.box for f in view.findings]
 
 
 def test_the_shipped_samples_hold_the_cases_the_papers_rules_need():
