@@ -158,19 +158,19 @@ class Canvases:
         boxes, malignant, _ = self._on_canvas(row, self.prepared(row) if prepared is None else prepared)
         return CanvasFindings(torch.from_numpy(boxes).float(), torch.from_numpy(malignant))
 
-    def masks_on_canvas(self, row: int) -> Bool[Tensor, "n H W"]:
+    def masks_on_canvas(self, row: int, prepared: Prepared | None = None) -> Bool[Tensor, "n H W"]:
         """Pixel masks in the order of `findings_on_canvas`; the box where a finding has no mask.
 
         Raises:
             InputError: a mask cannot be read or is not as large as its image.
         """
-        prepared = self.prepared(row)
+        prepared = self.prepared(row) if prepared is None else prepared
         boxes, _, names = self._on_canvas(row, prepared)
         masks = np.zeros((len(boxes), *prepared.image.shape), bool)
         for mask, name, box in zip(masks, names, boxes.tolist(), strict=True):
             if name:
                 mask[:] = self._mask(row, self.index.root / name, prepared)
-            else:
+            if not mask.any():  # no mask, or one too small to meet the centre of a canvas pixel
                 x0, y0, x1, y1 = (round(edge) for edge in box)
                 mask[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
         return torch.from_numpy(masks)

@@ -210,15 +210,16 @@ def _experiment(args: Sequence[str]) -> int:
 
 def _train(args: Sequence[str]) -> int:
     """Train a model on an index. The defaults of all options depend on --scale."""
-    from mammomil.recipes import preset, run_training
+    from mammomil.jobs import run_training
+    from mammomil.recipes import RUNS, preset
 
-    kinds = ("gmic", "classifier")
-    if not args or args[0] not in kinds:
+    if not args or args[0] not in RUNS:
         print(
-            "usage: mammomil train {gmic,classifier} --data INDEX --out DIR [--scale quick|full] ...\n\n"
+            f"usage: mammomil train {{{','.join(RUNS)}}} --data INDEX --out DIR [--scale quick|full] ...\n\n"
             "  gmic         GMIC from image labels, as the paper trains it\n"
+            "  dual-branch  regions classified and ranked, from image labels; with --annotated, also boxes\n"
             "  classifier   the plain ResNet-22: BI-RADS pre-training for GMIC, or Table 1's baseline\n\n"
-            "`mammomil train gmic --help` lists the options."
+            "`mammomil train gmic --help` lists the options of GMIC, and so on."
         )
         return 0 if args and args[0] in ("-h", "--help") else 2
     kind, rest = args[0], list(args[1:])

@@ -7,14 +7,15 @@ from pathlib import Path
 from mammomil.evaluate import evaluate_model, evaluation_text
 from mammomil.files import InputError
 from mammomil.index import Index, read_index, select, split_patients, write_index
+from mammomil.jobs import run_training
 from mammomil.phantom_set import SAMPLES, write_phantoms
 from mammomil.predict import predict_to_folder
-from mammomil.recipes import FIELD, GMICRun, fields_stage, run_training, whole_stage
+from mammomil.recipes import FIELD, GMICRun, fields_stage, whole_stage
+from mammomil.weights import SHIPPED
 
 EXAMS = 100  # training phantoms, four images each
 CROWD = 5  # more findings a breast, where fields of view are learned from
 SHOWN = 10  # exams in the report
-SHIPPED = Path(__file__).resolve().parents[1] / "data_samples"
 WARM_START = "gmic-quick-half"  # a model whose training was stopped early on purpose
 
 

@@ -14,26 +14,42 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import ListedColormap, Normalize
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.patheffects import withStroke
 from matplotlib.ticker import MaxNLocator
 from PIL import Image
 
 from mammomil.files import InputError, atomic_path
+from mammomil.panels import (
+    BOX_COLOUR,
+    COLOURS,
+    DPI,
+    GAP,
+    HEAD,
+    MARGIN,
+    STRIP,
+    WIDTH,
+    PixelBox,
+    Sheet,
+    colour_bar,
+    draw_scores,
+    draw_truth,
+    grey_window,
+    outline,
+    reduce_pixels,
+    say_score,
+    score_colours,
+    show_crop,
+    show_part,
+    slot_size,
+    write_heading,
+)
 from mammomil.types import FINDINGS, Prediction
 
-PixelBox = tuple[int, int, int, int]
-COLOURS = {"benign": "#0072B2", "malignant": "#D55E00"}
-BOX_COLOUR = "#F0E442"  # yellow: neither finding's colour, and visible on dark and on dense tissue
-DPI = 120  # 12.8 inches are 1536 pixels
 _CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _MOST = 16  # patches shown
-_WIDTH, _MARGIN, _GAP = 12.8, 0.3, 0.16  # inches
 _HALO = [withStroke(linewidth=3, foreground="black")]
 
 
@@ -57,63 +73,50 @@ def prediction_panel(
     Returns:
         A figure 1536 pixels wide at most when saved at `DPI`.
     """
-    shown = _reduce(pixels, 1000)
-    tissue = shown[shown > shown.min()]
-    low = float(shown.min())
-    window = {"vmin": low, "vmax": float(np.percentile(tissue, 99.8)) if tissue.size else low + 1}
+    shown = reduce_pixels(pixels, 1000)
+    window = grey_window(shown)
     order = _by_attention(prediction)[:_MOST]
     seen = _seen(prediction, pixels.shape)
-    part = _reduce(pixels[seen[1] : seen[3], seen[0] : seen[2]], 1000)
+    part = reduce_pixels(pixels[seen[1] : seen[3], seen[0] : seen[2]], 1000)
     maps = [] if prediction.saliency is None else list(zip(FINDINGS, prediction.saliency, strict=True))
-    slots, strip = 1 + len(maps), 0.55 if maps else 0.0
-    # Positions are computed here, in inches: matplotlib's layout engines would take most of the time.
-    slot = (_WIDTH - 2 * _MARGIN - strip - 2 * _GAP) / 3
-    width = _WIDTH if maps or len(order) else slot + 2 * _MARGIN
-    tall = float(np.clip(slot * pixels.shape[0] / pixels.shape[1], 2.4, 5.8))
+    slot, tall = slot_size(pixels.shape, STRIP if maps else 0.0)
+    width = WIDTH if maps or len(order) else slot + 2 * MARGIN
     columns = min(max(len(order), 1), 8)
-    side = min(1.65, (width - 0.7 - _MARGIN) / columns - _GAP)
+    side = min(1.65, (width - 0.7 - MARGIN) / columns - GAP)
     row = side + 0.85
-    head, rows = 1.35, math.ceil(len(order) / columns)
-    height = head + tall + 0.45 + rows * row + (0.05 if rows else 0)
-    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white")
-
-    def axes(left: float, top: float, wide: float, high: float) -> Axes:
-        return figure.add_axes((left / width, 1 - (top + high) / height, wide / width, high / height))
-
-    _write_heading(figure, prediction, width, height)
-    for number in range(slots):
-        ax = axes(_MARGIN + number * (slot + _GAP), head, slot, tall)
-        if number == 0:
-            whole = (0, 0, pixels.shape[1], pixels.shape[0])
-            _show_part(ax, shown, whole, window)
-            _draw_truth(ax, truth or {})
-            _draw_boxes(ax, prediction, order)
-            if seen != whole:
-                _outline(ax, seen, edgecolor="0.7", linewidth=1, linestyle=":")
-                ax.set_xlabel("dotted: the part the maps cover", fontsize=9)
-            if len(order):
-                ax.set_title(f"Image with its {len(order)} patches", fontsize=11)
-        else:
-            finding, saliency = maps[number - 1]
-            _show_part(ax, part, seen, window)
-            _overlay(ax, saliency, prediction.map_box, seen, saliency_max)
-            words = f"Map of {finding}, highest {saliency.max():.2f}"
-            ax.set_title(words, fontsize=11, color=COLOURS[finding])
-            _draw_truth(ax, truth or {})
-            if any(len(boxes) for boxes in (truth or {}).values()):
-                ax.set_xlabel("dashed: known findings, in the colour of their kind", fontsize=9)
+    rows = math.ceil(len(order) / columns)
+    height = HEAD + tall + 0.45 + rows * row + (0.05 if rows else 0)
+    sheet = Sheet((width, height), DPI, facecolor="white")
+    write_heading(sheet, prediction)
+    ax, whole = sheet.place(MARGIN, HEAD, slot, tall), (0, 0, pixels.shape[1], pixels.shape[0])
+    show_part(ax, shown, whole, window)
+    draw_truth(ax, truth or {})
+    _draw_boxes(ax, prediction, order)
+    if seen != whole:
+        outline(ax, seen, edgecolor="0.7", linewidth=1, linestyle=":")
+        ax.set_xlabel("dotted: the part the maps cover", fontsize=9)
+    if len(order):
+        ax.set_title(f"Image with its {len(order)} patches", fontsize=11)
+    for number, (finding, saliency) in enumerate(maps, 1):
+        ax = sheet.place(MARGIN + number * (slot + GAP), HEAD, slot, tall)
+        show_part(ax, part, seen, window)
+        _overlay(ax, saliency, prediction.map_box, seen, saliency_max)
+        ax.set_title(f"Map of {finding}, highest {saliency.max():.2f}", fontsize=11, color=COLOURS[finding])
+        draw_truth(ax, truth or {}, explain=True)
     if maps:
-        _colour_bar(figure, axes(width - _MARGIN - 0.42, head + 0.15 * tall, 0.14, 0.7 * tall), saliency_max)
+        colour_bar(sheet, tall, "saliency", Normalize(0, saliency_max))
+    weight = prediction.attention
     for place, k in enumerate(order):
         down, across = divmod(place, columns)
-        left, top = 0.85 + across * (side + _GAP), head + tall + 0.55 + down * row
-        _draw_patch(axes(left, top, side, side), pixels, prediction, k, place + 1, window)
-        _draw_scores(axes(left, top + side + 0.06, side, 0.34), prediction.scores[k], first=across == 0)
+        left, top = 0.85 + across * (side + GAP), HEAD + tall + 0.55 + down * row
+        title = f"{place + 1}" if weight is None else f"{place + 1}: attention {weight[k]:.2f}"
+        show_crop(sheet.place(left, top, side, side), pixels, prediction.boxes[k], title, window)
+        draw_scores(sheet.place(left, top + side + 0.06, side, 0.34), prediction.scores[k], first=across == 0)
     if len(order):
         words = "Bars: score of the patch for each finding, from 0 to 1"
         words += ", the mean of the finding's map over it." if maps else "."
-        figure.text(0.85 / width, 0.12 / height, words, fontsize=8, color="0.35")
-    return figure
+        sheet.write(0.85, height - 0.12, words, fontsize=8, color="0.35")
+    return sheet
 
 
 def save_figure(figure: Figure, path: str | Path) -> tuple[int, int]:
@@ -125,17 +128,31 @@ def save_figure(figure: Figure, path: str | Path) -> tuple[int, int]:
 
 
 def alt_text(prediction: Prediction) -> str:
-    """Say in one or two plain sentences what a panel shows, for people who do not see it."""
+    """Say in one to three plain sentences what a panel shows, for people who do not see it."""
     p, side = prediction, {"L": "left ", "R": "right "}.get(prediction.laterality, "")
     findings = " and ".join(f"{value:.2f} for {name}" for name, value in zip(FINDINGS, p.prob, strict=True))
     kind = f"{side}{p.view} mammogram".replace("  ", " ").strip()
     text = f"{kind[0].upper()}{kind[1:]} {p.image_id}: the model {p.model} gives {findings}."
-    order = _by_attention(p)
-    if p.attention is not None and len(order):
-        x, y = (p.boxes[order[0], :2] + p.boxes[order[0], 2:]) / 2
-        text += f" The largest attention, {p.attention[order[0]]:.2f}, is on a patch centred at column "
-        text += f"{x:.0f}, row {y:.0f}."
+    c, regions = int(np.argmax(p.prob)), p.ranks_regions
+    weight = p.scores[:, c] if regions else p.attention
+    if weight is not None and len(weight):
+        k = int(np.argmax(weight))
+        x, y = (p.boxes[k, :2] + p.boxes[k, 2:]) / 2
+        place = f"centred at column {x:.0f}, row {y:.0f}"
+        if not regions:
+            text += f" The largest attention, {weight[k]:.2f}, is on a patch {place}."
+        elif weight[k] > 0:
+            text += f" {ranked_words(p, c)}; the first, {place}, scores {say_score(weight[k])}."
+        else:
+            text += f" {ranked_words(p, c)}; none scores above 0."
     return text
+
+
+def ranked_words(prediction: Prediction, c: int) -> str:
+    """Say how many of an image's regions are ranked for finding `c`."""
+    p, m = prediction, len(prediction.boxes)
+    count = "All" if p.selected is None else f"{p.selected[:, c].sum()} of"
+    return f"{count} {m} region{'s' * (m != 1)} ranked for {FINDINGS[c]}"
 
 
 def learning_curve(metrics_jsonl: str | Path) -> Figure:
@@ -223,15 +240,6 @@ def _by_attention(prediction: Prediction) -> list[int]:
     return [int(k) for k in np.argsort(-weight, kind="stable")]
 
 
-def _reduce(pixels: np.ndarray, longest: int) -> np.ndarray:
-    """Average whole blocks of pixels until no side is much longer than `longest`."""
-    step = max(1, round(max(pixels.shape) / longest))
-    if step == 1:
-        return pixels
-    # Pillow averages the cut blocks at the right and bottom border over the pixels they have.
-    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels, np.float32)).reduce(step))
-
-
 def _seen(prediction: Prediction, shape: tuple[int, ...]) -> PixelBox:
     """Return the part of the image under the maps, in whole pixels xyxy; all of it where there is no map."""
     if prediction.map_box is None:
@@ -240,114 +248,18 @@ def _seen(prediction: Prediction, shape: tuple[int, ...]) -> PixelBox:
     return math.floor(x0), math.floor(y0), math.ceil(x1), math.ceil(y1)
 
 
-def _text(text: str, limit: int = 90) -> str:
-    """Return text that matplotlib's own font can draw: control characters and rare scripts become `?`."""
-    plain = "".join(c if c.isprintable() and ord(c) < 0x0530 else "?" for c in text)
-    return plain if len(plain) <= limit else plain[: limit // 2 - 1] + "…" + plain[-limit // 2 :]
-
-
-def _write_heading(figure: Figure, p: Prediction, width: float, height: float) -> None:
-    def write(left: float, top: float, text: str, **style: Any) -> None:
-        # File names may hold dollar signs, which would start a formula.
-        figure.text(left / width, 1 - top / height, text, va="baseline", parse_math=False, **style)
-
-    limit = int(width * 9)
-    write(_MARGIN, 0.38, _text(p.image_id, limit), fontsize=14, fontweight="bold")
-    side = {"L": "left", "R": "right"}.get(p.laterality, "side unknown")
-    line = f"{side}, {_text(p.view, 20) or 'view unknown'}. Model {_text(p.model, 60)}."
-    write(_MARGIN, 0.64, line, fontsize=10, color="0.3")
-    left, size = _MARGIN, 13 if width == _WIDTH else 10
-    for c, finding in enumerate(FINDINGS):
-        write(
-            left, 0.96, f"{finding} {p.prob[c]:.2f}", fontsize=size, fontweight="bold", color=COLOURS[finding]
-        )
-        names = {"loc": "map", "mil": "patches", "fusion": "both"}
-        parts = [f"{names.get(name, name)} {values[c]:.2f}" for name, values in p.parts.items()]
-        if width == _WIDTH and parts:
-            write(left + (1.5, 1.85)[c], 0.96, f"({', '.join(parts)})", fontsize=10, color="0.3")
-        left += 4.2 if width == _WIDTH else 1.35
-    write(left, 0.96, f"normal {p.p_normal:.2f}", fontsize=size, fontweight="bold", color="0.25")
-
-
-def _show_part(ax: Axes, shown: np.ndarray, part: PixelBox, window: dict[str, float]) -> None:
-    """Draw a part of the image; coordinates are pixel edges of the file, as in boxes."""
-    x0, y0, x1, y1 = part
-    ax.imshow(shown, cmap="gray", extent=(x0, x1, y1, y0), **window)
-    ax.set(xticks=[], yticks=[], facecolor="black")
-
-
-def _outline(ax: Axes, box: Any, **style: Any) -> None:
-    x0, y0, x1, y1 = box
-    ax.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, **style))
-
-
 def _draw_boxes(ax: Axes, prediction: Prediction, order: list[int]) -> None:
     for place, k in reversed(list(enumerate(order, 1))):  # the most important one last, on top
         box = prediction.boxes[k]
-        _outline(ax, box, edgecolor=BOX_COLOUR, linewidth=1.4, path_effects=_HALO)
+        outline(ax, box, edgecolor=BOX_COLOUR, linewidth=1.4, path_effects=_HALO)
         ax.annotate(
             str(place), box[:2], (3, -3), textcoords="offset points", va="top", fontsize=9, color=BOX_COLOUR,
             fontweight="bold", path_effects=_HALO, annotation_clip=False,
         )  # fmt: skip
 
 
-def _draw_truth(ax: Axes, truth: Mapping[str, np.ndarray]) -> None:
-    for finding, boxes in truth.items():
-        for box in boxes:
-            _outline(ax, box, edgecolor="white", linewidth=3)
-            _outline(ax, box, edgecolor=COLOURS[finding], linewidth=2, linestyle="--")
-
-
-def _score_colours() -> ListedColormap:
-    """Return viridis that fades out towards low scores, so that the image shows through."""
-    colours = colormaps["viridis"](np.linspace(0, 1, 256))
-    colours[:, 3] = 0.8 * np.linspace(0, 1, 256) ** 0.8
-    return ListedColormap(colours)
-
-
 def _overlay(ax: Axes, saliency: np.ndarray, box: np.ndarray | None, seen: PixelBox, top: float) -> None:
     x0, y0, x1, y1 = seen if box is None else box
-    look = {"cmap": _score_colours(), "vmin": 0, "vmax": top, "interpolation": "nearest"}
+    look = {"cmap": score_colours(), "vmin": 0, "vmax": top, "interpolation": "nearest"}
     ax.imshow(saliency, extent=(x0, x1, y1, y0), **look)
     ax.set(xlim=(seen[0], seen[2]), ylim=(seen[3], seen[1]))  # imshow has moved them to the whole map
-
-
-def _colour_bar(figure: Figure, ax: Axes, top: float) -> None:
-    bar = figure.colorbar(ScalarMappable(Normalize(0, top), _score_colours()), cax=ax)
-    ax.set_facecolor("black")
-    ax.set_title("saliency", fontsize=9)
-    bar.ax.tick_params(labelsize=8)
-
-
-def _draw_patch(
-    ax: Axes, pixels: np.ndarray, p: Prediction, k: int, place: int, window: dict[str, float]
-) -> None:
-    x0, y0, x1, y1 = p.boxes[k]
-    rows, columns = (slice(math.floor(a), math.ceil(b)) for a, b in ((y0, y1), (x0, x1)))
-    patch = pixels[rows, columns]
-    if patch.size:
-        patch = _reduce(patch, 300)
-        extent = (columns.start, columns.stop, rows.stop, rows.start)
-        ax.imshow(patch, cmap="gray", extent=extent, **window)
-    else:
-        ax.text(0.5, 0.5, "outside\nthe image", transform=ax.transAxes, ha="center", va="center", fontsize=9)
-    ax.set(xticks=[], yticks=[])
-    ax.set_anchor("S")
-    attention = "" if p.attention is None else f": attention {p.attention[k]:.2f}"
-    ax.set_title(f"{place}{attention}", fontsize=10, pad=4)
-
-
-def _draw_scores(ax: Axes, scores: np.ndarray, first: bool) -> None:
-    """Draw one bar per finding, on a scale from 0 to 1 with room for the number."""
-    colours = [COLOURS[finding] for finding in FINDINGS]
-    rows = np.arange(len(FINDINGS))
-    ax.barh(rows, np.ones(len(FINDINGS)), color="0.9", height=0.7)
-    ax.barh(rows, scores, color=colours, height=0.7)
-    for row, score in zip(rows, scores, strict=True):
-        ax.text(1.04, row, f"{score:.2f}", va="center", fontsize=8)
-    ax.set(xlim=(0, 1.35), ylim=(len(FINDINGS) - 0.5, -0.5), xticks=[])
-    ax.set_yticks(rows if first else [], FINDINGS if first else [], fontsize=8)
-    ax.tick_params(length=0)
-    for label, colour in zip(ax.get_yticklabels(), colours, strict=False):
-        label.set_color(colour)
-    ax.spines[:].set_visible(False)

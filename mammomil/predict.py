@@ -13,6 +13,7 @@ from mammomil.files import InputError, atomic_path, provenance, read_json, write
 from mammomil.items import Item, collect, failure_reason, safe_name
 from mammomil.plots import alt_text, prediction_panel, save_figure
 from mammomil.predictor import Loaded, Precision, Predictor, fault, read_ahead
+from mammomil.region_plots import region_panel
 from mammomil.report import Failure, Row, write_report, write_tables
 from mammomil.types import FINDINGS, Prediction
 
@@ -144,9 +145,8 @@ def _write_pictures(
     panel, size = "", (0, 0)
     if panels:
         panel = f"panels/{name}.{prediction.model}.png"
-        size = save_figure(
-            prediction_panel(image.mammogram.pixels, prediction, image.item.truth), out / panel
-        )
+        draw = region_panel if prediction.ranks_regions else prediction_panel
+        size = save_figure(draw(image.mammogram.pixels, prediction, image.item.truth), out / panel)
     if save_maps and prediction.saliency is not None:
         path = out / "maps" / (f"{name}.npz" if models == 1 else f"{name}.{prediction.model}.npz")
         maps = dict(zip(FINDINGS, prediction.saliency, strict=True))

@@ -21,12 +21,15 @@ from torch import nn
 
 from mammomil.backbones import ImageClassifier
 from mammomil.dicom import Mammogram, read_image
+from mammomil.dual_branch import DualBranchOutput
 from mammomil.files import InputError
-from mammomil.gmic import GMIC, GMICOutput
+from mammomil.gmic import GMICOutput
 from mammomil.items import Item, collect
 from mammomil.preprocess import Prepared, PreprocessConfig, prepare, transform_boxes
+from mammomil.region_data import region_mask
+from mammomil.region_model import RegionModel, image_windows, pad_regions
 from mammomil.types import Prediction
-from mammomil.weights import load_model
+from mammomil.weights import Model, load_model
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -50,7 +53,7 @@ class Predictor:
 
     def __init__(
         self,
-        model: GMIC | ImageClassifier,
+        model: Model,
         preprocess: PreprocessConfig,
         name: str,
         device: str = "auto",
@@ -61,7 +64,8 @@ class Predictor:
         """Move the model to its device; its training or evaluation mode stays as it is.
 
         Args:
-            model: a GMIC, or a classifier of findings, which gives probabilities alone.
+            model: a GMIC, a dual-branch network, or a classifier of findings, which gives probabilities
+                alone.
             preprocess: how images are prepared for the model.
             name: name of the model in predictions.
             device: `auto` is CUDA where there is one, else the CPU.
@@ -76,7 +80,7 @@ class Predictor:
         if isinstance(model, ImageClassifier) and model.config.target != "findings":
             raise InputError(
                 f"{name}: this classifier tells BI-RADS categories, not findings, so it cannot predict. "
-                "Give a GMIC, or a classifier trained with target findings."
+                "Give a GMIC, a dual-branch network, or a classifier trained with target findings."
             )
         self.device = _device(device)
         if precision == "bfloat16" and self.device.type != "cuda":
@@ -141,7 +145,16 @@ class Predictor:
     def _answer(
         self, batch: Sequence[Loaded], on_failure: Callable[[Item, Exception], None]
     ) -> Iterator[Prediction]:
-        for image, prediction in zip(batch, self.predict(batch), strict=True):
+        try:
+            predictions = self.predict(batch)
+        except InputError as error:  # of one image: the others are answered by themselves
+            if len(batch) == 1:
+                on_failure(batch[0].item, error)
+            else:
+                for image in batch:
+                    yield from self._answer([image], on_failure)
+            return
+        for image, prediction in zip(batch, predictions, strict=True):
             if (problem := fault(prediction)) is None:
                 yield prediction
             else:
@@ -149,7 +162,11 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(self, images: Sequence[Loaded]) -> list[Prediction]:
-        """Run the model on images that were read, as one batch."""
+        """Run the model on images that were read, as one batch.
+
+        Raises:
+            InputError: an image has no place for a window of a dual-branch network.
+        """
         canvases = np.stack([image.prepared[self.preprocess].image for image in images])[:, None]
         batch = torch.from_numpy(canvases).to(self.device)  # (b, 1, H, W)
         autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
@@ -157,6 +174,14 @@ class Predictor:
             if isinstance(self.model, ImageClassifier):
                 prob = self.model(batch).logits.sigmoid().cpu().numpy()
                 return [self._prediction(image, p, {}) for image, p in zip(images, prob, strict=True)]
+            if isinstance(self.model, RegionModel):
+                windows = [self._windows(image) for image in images]
+                boxes, valid, places = (value.to(self.device) for value in pad_regions(windows))
+                output = self.model(batch, boxes, valid, places)
+                return [
+                    self._ranked(image, own.numpy(), output, row)
+                    for row, (image, own) in enumerate(zip(images, windows, strict=True))
+                ]
             # The ablation with random patches draws the same ones each time an image is predicted.
             seed = zlib.crc32("/".join(image.item.image_id for image in images).encode(errors="replace"))
             generator = torch.Generator(self.device).manual_seed(seed)
@@ -180,6 +205,33 @@ class Predictor:
             p_normal=float(np.prod(1 - prob)),
             parts=parts,
             **{**none, **places},
+        )
+
+    def _windows(self, image: Loaded) -> torch.Tensor:
+        """List the windows of an image on its canvas, (m, 4)."""
+        config, prepared = self.model.config.windows, image.prepared[self.preprocess]
+        mask = region_mask(prepared, image.mammogram.view, config)
+        boxes = image_windows(torch.from_numpy(mask), config)
+        if not len(boxes):
+            raise InputError(
+                f"{image.item.path}: no window of {max(config.sizes)} pixels lies in the breast, which "
+                f"covers {int(mask.sum())} pixels of the canvas. Check that this is a whole mammogram."
+            )
+        return boxes
+
+    def _ranked(self, image: Loaded, boxes: np.ndarray, output: DualBranchOutput, row: int) -> Prediction:
+        """Take one image out of a dual branch's output; all its windows are kept, ranked or not."""
+        height, width = image.mammogram.pixels.shape
+        places = transform_boxes(boxes, image.prepared[self.preprocess].affine)
+        m = len(boxes)
+        ranks_some = self.model.config.head.method == "cls-det-rs"
+        return self._prediction(
+            image,
+            output.y[row].float().cpu().numpy(),
+            {},
+            boxes=np.clip(places, 0, [width, height] * 2),
+            scores=output.scores[row, :m].float().cpu().numpy(),
+            selected=output.selected[row, :m].cpu().numpy() if ranks_some else None,
         )
 
     def _located(self, image: Loaded, output: GMICOutput, row: int) -> Prediction:

@@ -34,6 +34,7 @@ BREAST_COLUMNS = (
 )  # fmt: skip
 FAILURE_COLUMNS = ("path", "image_id", "reason")
 PARTS = ("loc", "mil", "fusion")
+REGIONS_LISTED = 20  # per image, model and finding; a dual-branch network ranks hundreds of windows
 
 
 class Row(NamedTuple):
@@ -70,7 +71,8 @@ def write_tables(out: str | Path, rows: Sequence[Row], failures: Sequence[Failur
     """Write `predictions.csv`, `regions.csv`, `breasts.csv` and `failures.csv`; each has at least its header.
 
     Probabilities and scores are in [0, 1], boxes xyxy in pixels of the file. `rank` 1 is the region with the
-    highest score for the finding.
+    highest score for the finding; regions of equal score keep their order, and the first `REGIONS_LISTED`
+    ranks are listed.
     """
     out = Path(out)
     parts = [name for name in PARTS if any(name in row.prediction.parts for row in rows)]
@@ -175,7 +177,8 @@ def _prediction_cells(p: Prediction) -> dict[str, Any]:
 def _region_cells(p: Prediction) -> list[dict[str, Any]]:
     cells = []
     for c, finding in enumerate(FINDINGS):
-        for rank, k in enumerate(np.argsort(-p.scores[:, c], kind="stable"), 1):
+        order = np.argsort(-p.scores[:, c], kind="stable")[:REGIONS_LISTED]
+        for rank, k in enumerate(order, 1):
             values = (p.image_id, p.model, finding, rank, p.scores[k, c], *p.boxes[k])
             cells.append(dict(zip(REGION_COLUMNS, values, strict=True)))
     return cells
@@ -204,11 +207,19 @@ def _table(caption: str, heads: Sequence[str], body: Sequence[str]) -> str:
     )
 
 
-_LEGEND = (
+_PATCHES_LEGEND = (
     "<p>Yellow squares are the patches the model looked at, numbered by attention: 1 weighs most in the "
     "answer. The maps show how strongly each place speaks for a finding; the bars under a patch are their "
-    "mean over it. Dashed boxes, where there are any, are findings known from the data.</p>"
+    "mean over it.</p>"
 )
+_REGIONS_LEGEND = (
+    "<p>Boxes marked B1 to B3 and M1 to M3 are the regions that speak most for a benign and for a malignant "
+    "finding. In the next two pictures each place is coloured by the highest score of a region over it; what "
+    "is dark was not ranked for that finding. A score is the probability that the region shows the finding, "
+    "times the region's share in the image's answer. The probability plane shows the image as a point "
+    "between the corners N (normal), B (benign), M (malignant) and MB (both).</p>"
+)
+_TRUTH_LEGEND = "<p>Dashed boxes, where there are any, are findings known from the data.</p>"
 _P_HEADS = ("Benign", "Malignant", "Normal")
 
 
@@ -254,17 +265,38 @@ def _failures(failures: Sequence[Failure]) -> str:
 
 
 def _panels(rows: Sequence[Row]) -> str:
-    figures = []
+    """Show the panels, those of one image by several models side by side."""
+    images: dict[str, list[tuple[int, Row]]] = {}
     for number, row in enumerate(rows, 1):
-        if not row.panel:
-            continue
-        p, (width, height) = row.prediction, row.size
-        link, notes = _safe(quote(row.panel)), "".join(f"<li>{_safe(note)}</li>" for note in row.notes)
-        figures.append(
-            f'<section id="panel-{number}"><h3>{_safe(p.image_id)} <small>{_safe(p.model)}</small></h3>'
-            f'<figure><a href="{link}"><img src="{link}" alt="{_safe(row.alt)}" width="{width}" '
-            f'height="{height}" loading="lazy"></a><figcaption><code>{_safe(p.path)}</code>'
-            + (f"<ul>{notes}</ul>" if notes else "")
-            + "</figcaption></figure></section>"
+        if row.panel:
+            images.setdefault(row.prediction.image_id, []).append((number, row))
+    sections = []
+    for image_id, panels in images.items():
+        paths = dict.fromkeys(row.prediction.path for _, row in panels)
+        notes = "".join(
+            f"<li>{_safe(n)}</li>" for n in dict.fromkeys(n for _, row in panels for n in row.notes)
         )
-    return "<h2>Panels</h2>" + _LEGEND + "\n".join(figures) if figures else ""
+        sections.append(
+            f"<section><h3>{_safe(image_id)}</h3>"
+            + "".join(f'<p class="path"><code>{_safe(path)}</code></p>' for path in paths)
+            + (f'<ul class="notes">{notes}</ul>' if notes else "")
+            + f'<div class="panels">{"".join(_panel(number, row) for number, row in panels)}</div></section>'
+        )
+    predictions = [row.prediction for panels in images.values() for _, row in panels]
+    return "<h2>Panels</h2>" + _legend(predictions) + "\n".join(sections) if sections else ""
+
+
+def _panel(number: int, row: Row) -> str:
+    (width, height), link = row.size, _safe(quote(row.panel))
+    return (
+        f'<figure id="panel-{number}"><a href="{link}"><img src="{link}" alt="{_safe(row.alt)}" '
+        f'width="{width}" height="{height}" loading="lazy"></a>'
+        f"<figcaption>Model {_safe(row.prediction.model)}</figcaption></figure>"
+    )
+
+
+def _legend(predictions: Sequence[Prediction]) -> str:
+    """Explain the kinds of pictures that occur."""
+    regions = [p.ranks_regions for p in predictions]
+    patches = any(len(p.boxes) and not other for p, other in zip(predictions, regions, strict=True))
+    return _PATCHES_LEGEND * patches + _REGIONS_LEGEND * any(regions) + _TRUTH_LEGEND

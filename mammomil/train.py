@@ -195,7 +195,7 @@ def fit(
             for step, batch in enumerate(bar, done):
                 _seed_step(config.seed, epoch, step, accelerator.process_index)
                 with accelerator.accumulate(wrapped):
-                    terms = objective(wrapped(batch.image), batch)
+                    terms = objective(wrapped(*batch.inputs), batch)
                     accelerator.backward(torch.stack(list(terms.values())).sum())
                     optimizer.step()
                     optimizer.zero_grad()
@@ -260,14 +260,15 @@ def evaluate(
 
     Returns:
         Figures: loss, and where the output has them the AUC of `y`, `y_loc`, `y_mil` per finding and image,
-        and of `y` per breast. None where a class is missing: an AUC needs both.
+        of the largest `y` for any finding, and of `y` per breast. None where a class is missing: an AUC needs
+        both.
     """
     model.eval()
     rows, labels, sums, count = [], [], {}, 0
     answers: dict[str, list[Tensor]] = {}
     for batch in loader:
-        output = model(batch.image)
-        n = torch.tensor(len(batch.image), device=accelerator.device)
+        output = model(*batch.inputs)
+        n = torch.tensor(len(batch.row), device=accelerator.device)
         for name, term in objective(output, batch).items():
             sums[name] = sums.get(name, 0) + term * n
         count = count + n
@@ -284,6 +285,10 @@ def evaluate(
     for name, values in prob.items():
         for c, finding in enumerate(FINDINGS):
             figures["auc" + name[1:] + f"_{finding}"] = auc_score(label[:, c], values[:, c])
+    if "y" in prob:
+        # Any finding against none (checklist D25): 1 if one is known to be there, 0 if all are known not to.
+        present, absent = (label == 1).any(1), (label == 0).all(1)
+        figures["auc_any"] = auc_score(np.where(present, 1, np.where(absent, 0, np.nan)), prob["y"].max(1))
     if "y" in prob and breast is not None and (breast[row] >= 0).all():
         codes = breast[row]
         for c, finding in enumerate(FINDINGS):

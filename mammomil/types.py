@@ -108,3 +108,10 @@ class Prediction(NamedTuple):
     scores: Float[np.ndarray, "k c"]
     attention: Float[np.ndarray, "k"] | None
     selected: Bool[np.ndarray, "k c"] | None = None
+
+    @property
+    def ranks_regions(self) -> bool:
+        """Whether the model ranks regions without attention, as the dual-branch network does."""
+        if self.selected is not None:
+            return True
+        return self.saliency is None and self.attention is None and len(self.boxes) > 0

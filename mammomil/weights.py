@@ -15,14 +15,21 @@ import torch
 from torch import Tensor, nn
 
 from mammomil.backbones import ClassifierConfig, ImageClassifier, build_classifier
+from mammomil.cnn_m import load_cnn_m
+from mammomil.encoders import RegionEncoder
 from mammomil.files import InputError, atomic_path, dataclass_from_dict, read_json, sha256, write_json
 from mammomil.gmic import GMIC, GMICConfig, MILConfig, build_gmic
 from mammomil.preprocess import PreprocessConfig
+from mammomil.region_model import RegionModel, RegionModelConfig, build_region_model, without_weights
+
+SHIPPED = Path(__file__).resolve().parents[1] / "data_samples"  # not there in an installed package
+Model = GMIC | ImageClassifier | RegionModel
 
 # Name in config.json -> class, its config, and the one function that builds it.
 MODELS = {
     "gmic": (GMIC, GMICConfig, build_gmic),
     "classifier": (ImageClassifier, ClassifierConfig, build_classifier),
+    "dual-branch": (RegionModel, RegionModelConfig, build_region_model),
 }
 
 CARD = """# {title}
@@ -49,14 +56,14 @@ predictions = Predictor.from_pretrained("{folder}")(["image.dcm"])"""
 class LoadedModel(NamedTuple):
     """A model in evaluation mode, how its images are prepared, and what its folder says of it."""
 
-    model: GMIC | ImageClassifier
+    model: Model
     preprocess: PreprocessConfig
     card: dict[str, Any]
 
 
 def save_model(
     folder: str | Path,
-    model: GMIC | ImageClassifier,
+    model: Model,
     preprocess: PreprocessConfig,
     provenance: dict[str, Any],
     note: str = "",
@@ -187,7 +194,53 @@ def load_backbone(model: GMIC, folder: str | Path) -> None:
         InputError: `folder` is no model folder, or its global network has another shape.
     """
     source = load_model(folder).model
+    if isinstance(source, RegionModel):
+        raise InputError(f"{folder}: a dual-branch network has no global network for a GMIC to start from.")
     load_state(model.backbone, source.backbone.state_dict(), Path(folder) / "weights.safetensors")
+
+
+def load_encoder(encoder: RegionEncoder) -> None:
+    """Fill in the weights that an encoder's config names; `none` leaves it as it is.
+
+    Raises:
+        InputError: there are no such weights, or they are of another network.
+    """
+    config = encoder.config
+    if config.weights == "none":
+        return
+    if config.kind == "cnn-m-128":
+        encoder.net = load_cnn_m(config.weights, config.mean or None)
+    elif config.kind == "small":
+        default = config.weights == "default"
+        folder = SHIPPED / "weights" / "region-encoder" if default else Path(config.weights)
+        if default and not folder.is_dir():
+            raise InputError(
+                f"{folder}: no trained encoder comes with this installation. Train one with `mammomil "
+                "experiment warm-start` and name its folder, or give none for a random one."
+            )
+        source = load_model(folder).model
+        if isinstance(source, RegionModel):
+            load_state(encoder, source.encoder.state_dict(), folder / "weights.safetensors")
+        else:
+            load_state(encoder.net, source.backbone.state_dict(), folder / "weights.safetensors")
+    else:
+        state = _torchvision_state(config.kind, config.weights)
+        load_state(encoder.net, {k: v for k, v in state.items() if not k.startswith("fc.")}, config.weights)
+
+
+def _torchvision_state(kind: str, weights: str) -> Mapping[str, Tensor]:
+    """Read ImageNet weights of torchvision from a file, or download them once into torch's own cache."""
+    from torchvision.models import get_model_weights
+
+    if weights != "default":
+        return _plain_tensors(weights, "torchvision's weights")
+    try:
+        return get_model_weights(kind).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    except OSError as error:  # URLError is one
+        raise InputError(
+            f"the ImageNet weights of {kind} could not be downloaded ({error}). Connect once, or name a file "
+            "that holds them in --model.encoder.weights, or use the encoder small."
+        ) from error
 
 
 def load_nyu_gmic(path: str | Path, top_t: float) -> GMIC:
@@ -204,19 +257,7 @@ def load_nyu_gmic(path: str | Path, top_t: float) -> GMIC:
     Raises:
         InputError: no such checkpoint, or one that holds code or lacks tensors.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # on the pickle protocol, where the file is refused anyway
-            released = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError as error:
-        raise InputError(f"{path}: cannot read this file ({error.strerror}).") from error
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a checkpoint of plain tensors, so it is not opened (it may be damaged, or hold "
-            "code). Download it again from the authors' repository."
-        ) from error
-    if not isinstance(released, Mapping) or not all(isinstance(v, Tensor) for v in released.values()):
-        raise InputError(f"{path}: expected a mapping of names to tensors, as the GMIC release has.")
+    released = _plain_tensors(path, "the GMIC release")
     state, unknown = {}, []
     for name, value in released.items():
         ours = _nyu_name(name)
@@ -232,6 +273,24 @@ def load_nyu_gmic(path: str | Path, top_t: float) -> GMIC:
     if unknown:
         warnings.warn(f"{path}: not used by the model: {', '.join(unknown)}", stacklevel=2)
     return model.eval()
+
+
+def _plain_tensors(path: str | Path, what: str) -> Mapping[str, Tensor]:
+    """Read a file of `torch.save` that maps names to tensors and nothing else."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # on the pickle protocol, where the file is refused anyway
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot read this file ({error.strerror}).") from error
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise InputError(
+            f"{path}: not a checkpoint of plain tensors, so it is not opened (it may be damaged, or hold "
+            "code). Download it again from where it was published."
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise InputError(f"{path}: expected a mapping of names to tensors, as {what} has.")
+    return state
 
 
 # Prefixes of the release -> ours; see `load_nyu_gmic`.
@@ -264,4 +323,4 @@ def _without_download(config: Any) -> Any:
     """Return the config with `pretrained` off: the weights are about to be replaced."""
     if isinstance(config, GMICConfig):
         return dataclasses.replace(config, mil=dataclasses.replace(config.mil, pretrained=False))
-    return config
+    return without_weights(config) if isinstance(config, RegionModelConfig) else config

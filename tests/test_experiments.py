@@ -11,7 +11,7 @@ from PIL import Image
 
 import mammomil.evaluate as evaluate
 import mammomil.experiments.warm_start as warm_start
-import mammomil.recipes as recipes
+import mammomil.jobs as jobs
 from mammomil.cli import main
 from mammomil.dataset import FieldDataset
 from mammomil.experiments import EXPERIMENTS
@@ -68,7 +68,7 @@ def test_all_training_images_fit_in_the_memory_a_run_is_given(tmp_path):
 
 @pytest.mark.slow
 def test_a_stopped_experiment_goes_on_and_its_table_can_be_recomputed(tmp_path, monkeypatch, capsys):
-    for module in (evaluate, recipes):
+    for module in (evaluate, jobs):
         monkeypatch.setattr(module, "bootstrap_ci", functools.partial(bootstrap_ci, n_resamples=20))
     config, real = tiny(tmp_path), warm_start.run_training
     trained = []

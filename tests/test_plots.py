@@ -191,6 +191,22 @@ def test_the_scale_of_the_maps_can_be_stated():
     assert bar.get_ylim() == (0, 0.1)
 
 
+def test_words_stay_on_the_sheet_and_beside_the_pictures(tmp_path):
+    figure = prediction_panel(tissue(), prediction(image_id="m" + "long" * 100))
+    save_figure(figure, tmp_path / "x.png")
+    assert all(text.get_window_extent().x1 <= figure.bbox.x1 for text in figure.texts)
+    (bar,) = [ax for ax in figure.axes if ax.get_title() == "saliency"]
+    title = bar.title.get_window_extent()
+    assert figure.axes[2].get_window_extent().x1 < title.x0
+    assert title.x1 < figure.bbox.x1
+
+
+@pytest.mark.parametrize(("score", "words"), [(0, "0"), (0.0049, "<0.01"), (0.005, "0.01"), (1, "1.00")])
+def test_a_small_score_is_not_taken_for_none(score, words):
+    figure = prediction_panel(tissue(), prediction(k=1, scores=np.array([[0.5, score]])))
+    assert [text.get_text() for text in figure.axes[-1].texts] == ["0.50", words]
+
+
 def test_pyplot_stays_out_of_it():
     assert "matplotlib.pyplot" not in sys.modules or "matplotlib.pyplot" not in vars(
         sys.modules["mammomil.plots"]

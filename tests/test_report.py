@@ -173,6 +173,107 @@ def test_the_page_shows_what_was_given(tmp_path):
     assert "folder L CC m 0.123" in breasts
 
 
+def gmic(image_id="a", **changes):
+    """A GMIC's answer as a row holds it: without its map."""
+    changes = {"model": "gmic"} | changes
+    boxes = np.tile([0, 0, 9, 9.0], (6, 1))
+    return prediction(
+        image_id, boxes=boxes, scores=np.ones((6, 2)) / 2, attention=np.full(6, 1 / 6), **changes
+    )
+
+
+def dual(image_id="a", m=40, **changes):
+    """A dual-branch network's answer: region k begins at column k, and no two scores are equal."""
+    places = {
+        "scores": np.random.default_rng(0).permutation(2 * m).reshape(m, 2) / (2 * m),
+        "boxes": np.arange(m)[:, None] + np.array([0, 0, 28, 28.0]),
+        "selected": np.ones((m, 2), bool),
+    }
+    return prediction(image_id, **({"model": "dual"} | places | changes))
+
+
+def test_regions_are_listed_down_to_the_last_rank_listed(tmp_path):
+    hundreds, tied = (
+        dual(m=300),
+        dual("b", m=300, scores=np.tile([[0, 0.5], [0.5, 0], [0.25, 0.0]], (100, 1))),
+    )
+    write_tables(tmp_path, [Row(hundreds), Row(gmic()), Row(tied)])
+    rows = read(tmp_path / "regions.csv")
+    for c, finding in enumerate(("benign", "malignant")):
+        mine = [r for r in rows if (r["image_id"], r["model"], r["finding"]) == ("a", "dual", finding)]
+        assert [int(r["rank"]) for r in mine] == list(range(1, report.REGIONS_LISTED + 1))
+        highest = sorted(range(300), key=lambda k: -hundreds.scores[k, c])[:20]
+        assert [float(r["x0"]) for r in mine] == highest
+        assert [float(r["score"]) for r in mine] == pytest.approx(hundreds.scores[highest, c], abs=1e-6)
+        assert len([r for r in rows if (r["model"], r["finding"]) == ("gmic", finding)]) == 6
+        tied_rows = [r for r in rows if (r["image_id"], r["finding"]) == ("b", finding)]
+        assert [float(r["x0"]) for r in tied_rows] == [3 * n + 1 - c for n in range(20)]
+
+
+class Sections(HTMLParser):
+    """Collects, for each section of the page, its heading, links of its pictures, and captions."""
+
+    def __init__(self, path):
+        super().__init__()
+        self.found, self.within = [], None
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag, attrs):
+        if tag == "section":
+            self.found.append({"h3": "", "figcaption": [], "code": [], "li": [], "ids": [], "src": []})
+        if tag == "figure":
+            self.found[-1]["ids"].append(dict(attrs)["id"])
+        if tag == "img":
+            self.found[-1]["src"].append(unquote(dict(attrs)["src"]))
+        self.within = tag
+
+    def handle_endtag(self, tag):
+        self.within = None
+
+    def handle_data(self, data):
+        if self.found and self.within in ("h3", "figcaption", "code", "li"):
+            self.found[-1][self.within] += data if self.within == "h3" else [data]
+
+
+def test_panels_of_one_image_stand_side_by_side_under_one_heading(tmp_path):
+    rows = [
+        Row(p, panel=f"panels/{p.image_id}.{p.model}.png", size=(1536, 1216), alt="x", notes=("Note.",))
+        for p in (gmic("a"), dual("a"), gmic("b"), dual("b"), dual("a", model="third"))
+    ]
+    rows.insert(2, Row(dual("c")))  # without a picture
+    path = write_report(tmp_path, rows, "T", "I", {})
+    first, second = Sections(path).found
+    assert (first["h3"], second["h3"]) == ("a", "b")
+    assert first["figcaption"] == ["Model gmic", "Model dual", "Model third"]
+    assert first["src"] == ["panels/a.gmic.png", "panels/a.dual.png", "panels/a.third.png"]
+    assert second["src"] == ["panels/b.gmic.png", "panels/b.dual.png"]
+    assert (first["code"], first["li"]) == (["folder/a.png"], ["Note."])  # said once
+    assert (first["ids"], second["ids"]) == (["panel-1", "panel-2", "panel-6"], ["panel-4", "panel-5"])
+    links = [attrs["href"] for attrs in Page(path).all("a") if attrs["href"].startswith("#")]
+    assert links == ["#panel-1", "#panel-2", "#panel-4", "#panel-5", "#panel-6"]
+
+
+@pytest.mark.parametrize(
+    ("predictions", "patches", "regions"),
+    [
+        ([gmic()], True, False),
+        ([dual()], False, True),
+        ([dual(selected=None)], False, True),
+        ([gmic(), dual()], True, True),
+        ([prediction()], False, False),  # a classifier shows no places
+    ],
+)
+def test_the_legend_explains_the_kinds_of_pictures_that_occur(tmp_path, predictions, patches, regions):
+    rows = [Row(p, panel=f"panels/{p.model}.png", size=(1, 1), alt="") for p in predictions]
+    text = Page(write_report(tmp_path, rows, "T", "I", {})).text
+    assert ("Yellow squares" in text) == patches
+    assert ("probability plane" in text) == regions
+    assert "Dashed boxes" in text
+    unseen = [row._replace(panel="") for row in rows]
+    text = Page(write_report(tmp_path, unseen, "T", "I", {})).text
+    assert not any(words in text for words in ("Panels", "Yellow squares", "probability plane", "Dashed"))
+
+
 def test_hostile_text_stays_text(tmp_path):
     hostile = prediction(HOSTILE, path=HOSTILE, model=HOSTILE, laterality="L", view=HOSTILE)
     row = Row(hostile, HOSTILE, HOSTILE, "panels/x.png", (1, 1), HOSTILE, (HOSTILE,))
@@ -184,6 +285,9 @@ def test_hostile_text_stays_text(tmp_path):
     assert not any(name.startswith("on") for _, attrs in page.tags for name in attrs)
     plain = HOSTILE.split("\n")[0]
     assert page.text.count(plain) >= 10
+    (section,) = [part for part in Sections(path).found if part["h3"]]
+    assert section["h3"].startswith(plain)
+    assert section["figcaption"][0].startswith(f"Model {plain}")
     assert page.all("img")[0]["alt"].startswith(plain)
     write_tables(tmp_path, [row], [failure])
     (cells,) = read(tmp_path / "predictions.csv")

@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from mammomil.backbones import ClassifierConfig, ResNet22Config
+from mammomil.backbones import ClassifierConfig
+from mammomil.encoders import SMALL
 from mammomil.evaluate import (
     FindingFigures,
     ModelEvaluation,
@@ -22,14 +23,14 @@ from mammomil.evaluate import (
 )
 from mammomil.files import InputError, atomic_path, provenance, read_json, write_json
 from mammomil.index import read_index, split_patients, write_index
+from mammomil.jobs import run_training
 from mammomil.preprocess import PreprocessConfig
-from mammomil.recipes import ClassifierRun, GMICRun, fields_stage, preset, run_training, whole_stage
+from mammomil.recipes import ClassifierRun, GMICRun, fields_stage, preset, whole_stage
 from mammomil.train import TrainConfig
 from mammomil.types import FINDINGS
 from mammomil.weights import EXAMPLE, load_model, save_model
 
 WINDOW = 28  # pixels of 0.56 mm: 15.7 mm, a window of the dual-branch network at the quick scale
-ENCODER = ResNet22Config((16, 32, 64, 128), (1, 2, 2, 2), blocks=1, stem_pool=False)
 # Phantoms of the demo have seeds from 1,000,000 on, those of data_samples 2026.
 TRAINING_SEED, TEST_SEED, CROWDED_SEED = 2_000_000, 3_000_000, 4_000_000
 CROWD = 5  # more findings in every breast of the phantoms that fields are cut from
@@ -43,12 +44,12 @@ NOTES = {
     "gmic-quick-half": "It has learned from small fields of view alone, one patch each: to be trained on "
     "with whole images in a chapter, not to be used as it is.",
     "region-encoder": f"It looks at fields of {WINDOW} x {WINDOW} canvas pixels ({WINDOW * 0.56:.1f} mm), "
-    f"not at whole images, and turns each into {ENCODER.widths[-1]} numbers.",
+    f"not at whole images, and turns each into {SMALL.widths[-1]} numbers.",
 }
 ENCODER_EXAMPLE = f"""from mammomil.weights import load_model
 
 encoder = load_model("{{folder}}").model
-codes = encoder.backbone(fields).mean((-2, -1))  # (n, 1, {WINDOW}, {WINDOW}) to (n, {ENCODER.widths[-1]})"""
+codes = encoder.backbone(fields).mean((-2, -1))  # (n, 1, {WINDOW}, {WINDOW}) to (n, {SMALL.widths[-1]})"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,7 +178,7 @@ def _runs(config: Config, phantoms: dict[str, Path]) -> list[ClassifierRun | GMI
     encoder = ClassifierRun(
         data=phantoms["crowded"],
         out=runs / "region-encoder",
-        model=ClassifierConfig(ENCODER, target="findings"),
+        model=ClassifierConfig(SMALL, target="findings"),
         train=TrainConfig(epochs=config.encoder_epochs, batch_size=32, learning_rate=5e-4, seed=seed),
         preprocess=PreprocessConfig.quick(),
         fields=WINDOW,

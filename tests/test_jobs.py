@@ -1,5 +1,6 @@
 import csv
 import dataclasses
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -14,9 +15,10 @@ from mammomil.dataset import MammogramDataset
 from mammomil.files import InputError
 from mammomil.gmic import GMICConfig, MILConfig
 from mammomil.index import read_index, select, write_index
-from mammomil.metrics import auc_score
+from mammomil.jobs import breast_codes, run_training
+from mammomil.metrics import auc_score, bootstrap_ci
 from mammomil.preprocess import PreprocessConfig
-from mammomil.recipes import ClassifierRun, GMICRun, breast_codes, preset, run_training
+from mammomil.recipes import ClassifierRun, GMICRun, preset
 from mammomil.train import TrainConfig
 from mammomil.weights import load_model
 
@@ -27,6 +29,13 @@ MODEL = GMICConfig(
     BACKBONE, MILConfig(2, 16, arch="narrow", instance_features=64, attention_width=8), saliency_bias=True
 )
 TRAIN = TrainConfig(epochs=2, batch_size=8, learning_rate=1e-3)
+
+
+@pytest.fixture(autouse=True)
+def few_resamples(monkeypatch):
+    """2000 resamples take most of a small run's time; test_metrics tests the intervals themselves."""
+    plain = inspect.unwrap(bootstrap_ci)
+    monkeypatch.setattr(plain, "__defaults__", tuple(20 if n == 2000 else n for n in plain.__defaults__))
 
 
 @pytest.fixture(scope="module")
