@@ -21,11 +21,12 @@ Paths = tuple[Path, ...]
 
 
 def _demo(out: Path = Path("demo_output"), seed: int = 0, force: bool = False) -> int:
-    """Train a small GMIC on synthetic mammograms, then show what it sees on exams it has never seen.
+    """Train GMIC and the dual-branch network, both small, on synthetic mammograms, and show what they see.
 
-    Starts from a half-trained model in data_samples, says what it can do, trains it on, and says it again.
-    Needs no network and no GPU; takes about five minutes on two cores. Look at OUT/report/report.html. A demo
-    that was stopped goes on where it was.
+    Starts from a half-trained GMIC in data_samples, says what it can do, trains it on, trains a dual-branch
+    network from the same labels, and shows both on the same exams, which neither has seen. Needs no network
+    and no GPU; takes about six minutes on two cores. Look at OUT/report/report.html. A demo that was stopped
+    goes on where it was.
 
     Args:
         out: folder for everything the demo makes.
@@ -261,7 +262,7 @@ def _simple(function: Callable[..., int], name: str) -> Callable[[Sequence[str]]
 
 
 COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
-    "demo": ("train a small model on phantoms and look at what it sees", _simple(_demo, "demo")),
+    "demo": ("train both models on phantoms and look at what they see", _simple(_demo, "demo")),
     "phantom": ("draw synthetic exams with exact lesion masks", _simple(_phantom, "phantom")),
     "index": ("make the table of images of a data set", _index),
     "train": ("train a model on an index", _train),

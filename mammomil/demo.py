@@ -1,5 +1,6 @@
-"""The demo: train a small GMIC a little further on phantoms, and look at exams it has never seen."""
+"""The demo: train both models a little on phantoms, and look at exams they have never seen."""
 
+import dataclasses
 import shutil
 import time
 from pathlib import Path
@@ -10,32 +11,36 @@ from mammomil.index import Index, read_index, select, split_patients, write_inde
 from mammomil.jobs import run_training
 from mammomil.phantom_set import SAMPLES, write_phantoms
 from mammomil.predict import predict_to_folder
-from mammomil.recipes import FIELD, GMICRun, fields_stage, whole_stage
+from mammomil.recipes import FIELD, Run, fields_stage, preset, whole_stage
 from mammomil.weights import SHIPPED
 
 EXAMS = 100  # training phantoms, four images each
 CROWD = 5  # more findings a breast, where fields of view are learned from
 SHOWN = 10  # exams in the report
+DUAL_EPOCHS = 40  # of the dual branch, a second each
 WARM_START = "gmic-quick-half"  # a model whose training was stopped early on purpose
 
 
 def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
     """Run the demo into `out` and return an exit status; see `mammomil demo --help`.
 
-    Starts from the half-trained model in data_samples/weights and goes on with whole images and image labels
-    alone, as the paper does. Without data_samples (an installed package) that start is trained first, on
-    small fields of view with a label each, which phantoms can give and screening data cannot.
+    GMIC starts from the half-trained model in data_samples/weights and goes on with whole images and image
+    labels alone, as the paper does. Without data_samples (an installed package) that start is trained first,
+    on small fields of view with a label each, which phantoms can give and screening data cannot. The
+    dual-branch network learns its two branches from the same image labels, on codes of regions that an
+    encoder from data_samples/weights gives; without it, on those of a random encoder.
 
     Raises:
         InputError: `out` cannot be used.
     """
     start = time.monotonic()
-    parts = [out / name for name in ("phantoms", "samples", "shown", "fields", "whole", "report")]
+    names = ("phantoms", "samples", "shown", "fields", "gmic", "dual-branch", "report")
+    parts = [out / name for name in names]
     if force:
         for part in parts:
             shutil.rmtree(part, ignore_errors=True)
-    phantoms, samples, shown, fields, whole, report = parts
-    print(f"1/4 Drawing {EXAMS} synthetic exams (phantoms: no patient is in them)")
+    phantoms, samples, shown, fields, whole, dual, report = parts
+    print(f"1/5 Drawing {EXAMS} synthetic exams (phantoms: no patient is in them)")
     index = phantoms / "index.csv"
     if not index.exists():  # else an earlier demo drew them all
         write_phantoms(phantoms, EXAMS, "quick", 1_000_000 + seed, workers=0)
@@ -55,17 +60,31 @@ def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
             write_phantoms(crowded, EXAMS, "quick", 1_100_000 + seed, workers=0, crowd=CROWD)
         if not _train(fields_stage(crowded / "index.csv", fields, seed, 1)):
             return 130
-    print("2/4 What the model can do before: AUC, and whether it looks at the right place")
+    print("2/5 What the model can do before: AUC, and whether it looks at the right place")
     print(evaluation_text(evaluate_model(warm, unseen / "index.csv")))
-    print("3/4 Learning from whole images and image labels alone")
+    print("3/5 Learning from whole images and image labels alone")
     if not _train(whole_stage(index, whole, warm, seed)):
         return 130
 
-    print("4/4 Looking at exams the model has never seen")
-    print(evaluation_text(evaluate_model(whole / "model", unseen / "index.csv")))
+    print("4/5 The dual-branch network: classifying and ranking regions, from the same labels")
+    ranking = preset("dual-branch", "quick", index, dual)
+    ranking = dataclasses.replace(
+        ranking, train=dataclasses.replace(ranking.train, seed=seed, epochs=DUAL_EPOCHS), resume=True
+    )
+    if not (SHIPPED / "weights" / "region-encoder").is_dir():
+        print("    No shipped encoder here: regions get random codes, from which little can be learned")
+        blind = dataclasses.replace(ranking.model.encoder, weights="none")
+        ranking = dataclasses.replace(ranking, model=dataclasses.replace(ranking.model, encoder=blind))
+    if not _train(ranking):
+        return 130
+
+    print("5/5 Looking at exams the models have never seen")
+    models = (whole / "model", dual / "model")
+    for model in models:
+        print(evaluation_text(evaluate_model(model, unseen / "index.csv")))
     if not (shown / "index.csv").exists():
         write_index(_first(read_index(unseen), SHOWN), shown)
-    status = predict_to_folder((whole / "model",), (shown / "index.csv",), report)
+    status = predict_to_folder(models, (shown / "index.csv",), report)
     print(f"\nDone in {time.monotonic() - start:.0f} s. Open {report / 'report.html'} in a browser.")
     return status
 
@@ -75,7 +94,7 @@ def _first(index: Index, exams: int) -> Index:
     return select(index, index.images["exam_id"].isin(few))
 
 
-def _train(run: GMICRun) -> bool:
+def _train(run: Run) -> bool:
     """Train, or go on; say whether it came to its end."""
     try:
         result = run_training(run)

@@ -67,8 +67,8 @@ def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
 
 @pytest.mark.parametrize(
     "args",
-    [["demo"], ["phantom"], ["index"], ["index", "mini-mias"], ["index", "folder"], ["train", "gmic"],
-     ["train", "classifier"], ["predict"], ["evaluate"], ["experiment", "warm-start"]],
+    [["demo"], ["phantom"], ["index"], ["index", "mini-mias"], ["index", "folder"],
+     ["train", "gmic"], ["train", "dual-branch"], ["train", "classifier"], ["predict"], ["evaluate"], ["experiment", "warm-start"]],
 )  # fmt: skip
 def test_every_command_explains_every_option(args, capsys):
     with pytest.raises(SystemExit) as done:
@@ -300,6 +300,7 @@ def test_the_demo_runs_to_its_report_and_goes_on_where_it_stopped(tmp_path, monk
     monkeypatch.setattr(demo, "SHIPPED", tmp_path / "nothing")  # as in an installed package
     monkeypatch.setattr(demo, "SAMPLES", (("", "quick", 4, 2037),))
     monkeypatch.setattr(evaluate, "bootstrap_ci", lambda *args, **kwargs: None)
+    monkeypatch.setattr(demo, "DUAL_EPOCHS", 1)
     for name in ("fields_stage", "whole_stage"):
         whole = getattr(demo, name)
 
@@ -313,10 +314,10 @@ def test_the_demo_runs_to_its_report_and_goes_on_where_it_stopped(tmp_path, monk
     status, _, err = run(capsys, "demo", "--out", tmp_path / "demo")
     assert status == 0, err[-2000:]
     report = tmp_path / "demo" / "report" / "report.html"
-    assert report.read_text(encoding="utf-8").count("<img") == 8
+    assert report.read_text(encoding="utf-8").count("<img") == 16  # two exams, two models
     status, out, _ = run(capsys, "demo", "--out", tmp_path / "demo")
     assert status == 0
-    assert "epoch 1/1" not in out  # both stages were finished
+    assert "epoch 1/1" not in out  # all stages were finished
 
 
 def test_a_command_in_its_own_process_ends_with_its_status():

@@ -12,13 +12,19 @@ import torch
 from mammomil.augment import AugmentConfig
 from mammomil.backbones import ClassifierConfig, ResNet22Config
 from mammomil.dataset import MammogramDataset
+from mammomil.dual_branch import DualBranchConfig
+from mammomil.encoders import EncoderConfig
 from mammomil.files import InputError
 from mammomil.gmic import GMICConfig, MILConfig
 from mammomil.index import read_index, select, write_index
 from mammomil.jobs import breast_codes, run_training
 from mammomil.metrics import auc_score, bootstrap_ci
+from mammomil.predictor import Predictor
 from mammomil.preprocess import PreprocessConfig
-from mammomil.recipes import ClassifierRun, GMICRun, preset
+from mammomil.recipes import ClassifierRun, DualBranchRun, GMICRun, preset
+from mammomil.region_data import PoseConfig
+from mammomil.region_model import RegionModelConfig
+from mammomil.regions import WindowConfig
 from mammomil.train import TrainConfig
 from mammomil.weights import load_model
 
@@ -166,3 +172,122 @@ def test_presets_are_the_two_scales():
         assert run.model.mil.num_patches == 6
         assert run.preprocess.height // run.model.mil.patch_size == 11  # 256 of 2944, 32 of 368
     assert preset("classifier", "quick", Path("i"), Path("o")).model.backbone == quick.model.backbone
+
+
+REGIONS = RegionModelConfig(
+    EncoderConfig(weights="none", side=16), WindowConfig((16,)), DualBranchConfig(k=4)
+)
+
+
+def dual_run(data: Path, out: Path, **changes) -> DualBranchRun:
+    train = TrainConfig(epochs=3, batch_size=16, learning_rate=1e-2)
+    settings = {"model": REGIONS, "train": train, "preprocess": CANVAS} | changes
+    return DualBranchRun(data=data, out=out, **settings)
+
+
+@pytest.mark.parametrize("annotated", [0.0, 1.0])
+def test_a_dual_branch_run_leaves_a_model_that_answers_as_written(small, tmp_path, annotated, recwarn):
+    run_training(dual_run(small, tmp_path / "run", annotated=annotated), progress=False)
+    loaded = load_model(tmp_path / "run" / "model")
+    assert loaded.model.config == REGIONS
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    facts = loaded.card["provenance"]
+    for told in (result, facts):  # every result says which codes it used
+        assert told["codes"]["encoder"] == "small"
+        assert told["codes"]["windows"] == [16]
+        assert len(told["codes"]["sha256"]) == 16
+    index = read_index(small)
+    train = index.images[index.images["split"] == "train"]
+    count = int((train["malignant"] == 1).sum())
+    assert result["annotated_images"] == (count if annotated else 0)
+    history = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    assert (history[0]["train"]["region"] > 0) == bool(annotated)
+    assert (history[0]["train"]["rank"] > 0) == bool(annotated)
+    with (tmp_path / "run" / "predictions.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["split"] == "test"]
+    paths = index.images.set_index("image_id")["path"]
+    view = index.images.set_index("image_id")["view"]
+    assert len(rows) == 8
+    from mammomil.items import Item
+
+    predictor = Predictor.from_pretrained(tmp_path / "run" / "model")
+    items = [
+        Item(
+            index.root / paths[row["image_id"]], row["image_id"], view=view[row["image_id"]], spacing_mm=0.56
+        )
+        for row in rows
+    ]
+    answers = {p.image_id: p.prob for p in predictor.stream(items, lambda *_: None)}
+    for row in rows:
+        expected = [float(row["p_benign"]), float(row["p_malignant"])]
+        np.testing.assert_allclose(answers[row["image_id"]], expected, rtol=1e-3)
+    label, p = (np.array([[float(r[f"{start}{f}"]) for f in ("benign", "malignant")] for r in rows])
+                for start in ("", "p_"))  # fmt: skip
+    assert result["test"]["auc_any"] == auc_score(label.max(1), p.max(1))  # MB vs N of the paper (D25)
+
+
+def test_a_stopped_dual_branch_run_goes_on_to_the_same_bits(small, tmp_path):
+    run = dual_run(small, tmp_path / "whole", poses=PoseConfig(2), codes=tmp_path / "codes")
+    run_training(run, progress=False)
+    part = dataclasses.replace(run, out=tmp_path / "part")
+    run_training(dataclasses.replace(part, train=dataclasses.replace(run.train, epochs=1)), progress=False)
+    run_training(dataclasses.replace(part, resume=True), progress=False)
+    for name in ("weights.safetensors", "config.json"):
+        first, second = ((tmp_path / out / "model" / name).read_bytes() for out in ("whole", "part"))
+        assert first == second
+    with pytest.raises(InputError, match="annotated was 0"):
+        run_training(dataclasses.replace(part, resume=True, annotated=1.0), progress=False)
+
+
+def test_end_to_end_training_moves_the_encoder_and_frozen_training_does_not(small, tmp_path):
+    before = {}
+    for name, end_to_end in (("frozen", False), ("whole", True)):
+        train = TrainConfig(epochs=1, batch_size=4, learning_rate=1e-3)
+        run_training(dual_run(small, tmp_path / name, train=train, end_to_end=end_to_end), progress=False)
+        before[name] = load_model(tmp_path / name / "model").model.encoder.state_dict()
+    from mammomil.encoders import build_encoder
+
+    start = build_encoder(REGIONS.encoder, 0).state_dict()
+    for name, value in start.items():
+        torch.testing.assert_close(before["frozen"][name], value, rtol=0, atol=0)
+    moved = [not torch.equal(before["whole"][n], v) for n, v in start.items() if n.endswith("weight")]
+    assert all(moved)
+    assert not (tmp_path / "whole" / "codes").exists()
+
+
+def test_a_dual_branch_starts_from_another_one(small, tmp_path):
+    run_training(dual_run(small, tmp_path / "weak"), progress=False)
+    still = TrainConfig(epochs=1, learning_rate=1e-12)
+    semi = dual_run(
+        small, tmp_path / "semi", annotated=0.5, train=still, warm_start=tmp_path / "weak" / "model"
+    )
+    run_training(semi, progress=False)
+    first, second = (load_model(tmp_path / name / "model").model for name in ("weak", "semi"))
+    for ours, theirs in zip(second.parameters(), first.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+    run_training(gmic_run(small, tmp_path / "gmic"), progress=False)
+    with pytest.raises(InputError, match="no dual-branch network"):
+        run_training(dual_run(small, tmp_path / "x", warm_start=tmp_path / "gmic" / "model"))
+    with pytest.raises(InputError, match="no global network"):
+        run_training(gmic_run(small, tmp_path / "y", warm_start=tmp_path / "weak" / "model"))
+
+
+def test_several_window_sizes_train_and_predict(small, tmp_path):
+    model = dataclasses.replace(REGIONS, windows=WindowConfig((16, 32)))
+    run_training(dual_run(small, tmp_path / "run", model=model), progress=False)
+    p = Predictor.from_pretrained(tmp_path / "run" / "model")([read_index(small).root / "images"])[0]
+    sides = np.unique(np.round((p.boxes[:, 2] - p.boxes[:, 0]) / (p.boxes[0, 2] - p.boxes[0, 0])))
+    assert {1.0, 2.0} <= set(sides)
+
+
+def test_the_presets_are_the_papers_at_full_scale():
+    """Checklist D20, D21: 256 images with all their regions, 1e-4, dropout .5, l2, k = 10, copies."""
+    run = preset("dual-branch", "full", Path(), Path())
+    assert (run.train.batch_size, run.train.learning_rate, run.train.weight_decay) == (256, 1e-4, 1e-4)
+    assert (run.model.head.k, run.model.head.dropout, run.model.head.hidden) == (10, 0.5, 128)
+    assert run.model.windows == WindowConfig((224,))
+    assert run.poses.balance
+    assert run.poses.copies > 1
+    quick = preset("dual-branch", "quick", Path(), Path())
+    mm = [r.model.windows.sizes[0] * r.preprocess.spacing_mm for r in (run, quick)]
+    assert mm[0] == pytest.approx(mm[1])

@@ -208,9 +208,8 @@ def test_a_small_score_is_not_taken_for_none(score, words):
 
 
 def test_pyplot_stays_out_of_it():
-    assert "matplotlib.pyplot" not in sys.modules or "matplotlib.pyplot" not in vars(
-        sys.modules["mammomil.plots"]
-    )
+    for name in ("panels", "plots"):
+        assert not {"pyplot", "plt"} & set(vars(sys.modules[f"mammomil.{name}"]))
 
 
 def test_alt_text_names_finding_and_place():

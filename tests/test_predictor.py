@@ -14,12 +14,15 @@ from PIL import Image
 
 from mammomil import predictor as module
 from mammomil.backbones import ClassifierConfig, ResNet22Config, build_classifier
+from mammomil.dual_branch import DualBranchConfig, build_dual_branch
+from mammomil.encoders import EncoderConfig, RegionEncoder
 from mammomil.files import InputError
 from mammomil.gmic import GMIC, GMICConfig, GMICOutput, build_gmic, log_bernoulli
 from mammomil.items import Item, collect
 from mammomil.predictor import Loaded, Predictor, model_name, read_ahead, read_item, region_scores
 from mammomil.preprocess import PreprocessConfig
-from mammomil.regions import cells_to_pixels, retrieve_rois
+from mammomil.region_model import RegionModel, RegionModelConfig, build_region_model
+from mammomil.regions import WindowConfig, cells_to_pixels, retrieve_rois
 from mammomil.weights import save_model
 
 QUICK = GMICConfig.quick()
@@ -327,3 +330,114 @@ def test_real_mammograms_of_both_sides(real_data):
 def test_a_model_is_named_after_its_folder_or_its_run():
     assert model_name("runs/first/model") == "first"
     assert model_name("weights/quick") == "quick"
+
+
+class MeanGrey(RegionEncoder):
+    """An encoder whose code is the mean grey value of a window, twice."""
+
+    def __init__(self):
+        torch.nn.Module.__init__(self)
+        self.side, self.out_features = 16, 2
+
+    def grey(self, image):
+        return image
+
+    def forward(self, fields):
+        return fields.mean((1, 2, 3))[:, None].expand(-1, 2).relu()
+
+
+def bright_regions(method="cls-det-rs", k=3):
+    """A dual branch to which bright windows are malignant, and nothing is benign."""
+    config = RegionModelConfig(
+        EncoderConfig(weights="none"), WindowConfig((16,)), DualBranchConfig(method=method, k=k, hidden=2)
+    )
+    head = build_dual_branch(config.head, 2)
+    with torch.no_grad():
+        head.fc3.weight.copy_(torch.eye(2))
+        head.fc4.weight.copy_(torch.tensor([[0.0, 0.0], [-9.0, 0.0], [2.0, 0.0]])[-head.fc4.out_features :])
+        if head.fc5 is not None:
+            head.fc5.weight.copy_(torch.tensor([[0.0, 0.0], [3.0, 0.0]]))
+    return RegionModel(MeanGrey(), head, config)
+
+
+@pytest.mark.parametrize("flip", [False, True], ids=["left", "right"])
+@pytest.mark.parametrize(("resize", "side"), [("none", 16), ("fit", 16), ("spacing", 20)])
+def test_regions_lie_where_the_file_is_bright(tmp_path, resize, side, flip):
+    centre = np.array([70, 110])
+    pixels = breast()
+    if flip:
+        pixels, centre = np.fliplr(pixels), np.array([200 - centre[0], centre[1]])
+    item = Item(save(tmp_path / "x.png", pixels), "x", spacing_mm=0.4)
+    config = PreprocessConfig(368, 240, resize, spacing_mm=0.5)
+    (p,), _ = predict_all(Predictor(bright_regions(), config, "stub"), [item])
+    best = p.boxes[p.scores[:, 1].argmax()]
+    assert (best[:2] < centre).all()
+    assert (centre < best[2:]).all()
+    sides = p.boxes[:, 2:] - p.boxes[:, :2]
+    if resize != "fit":
+        np.testing.assert_allclose(sides.max(0), [side, side], rtol=1e-6)
+    # Evidence against the file: the brightest windows are the ones that were ranked, up to resampling.
+    means = np.array(
+        [pixels[round(y0) : round(y1), round(x0) : round(x1)].mean() for x0, y0, x1, y1 in p.boxes]
+    )
+    ranked = np.flatnonzero(p.selected[:, 1])
+    assert len(ranked) == 3
+    np.testing.assert_allclose(np.sort(means[ranked]), np.sort(means)[-3:], rtol=0.1)
+    assert means[ranked].min() > 1.5 * np.median(means)
+    assert (p.scores[~p.selected] == 0).all()
+    np.testing.assert_allclose(p.scores.sum(0), p.prob, rtol=1e-5)
+    assert p.saliency is None
+    assert p.attention is None
+    assert p.ranks_regions
+    assert p.p_normal == pytest.approx(np.prod(1 - p.prob))
+
+
+def test_methods_without_selection_name_none_and_keep_every_region(images):
+    for method in ("cls-det", "db-baseline", "max-region"):
+        p = Predictor(bright_regions(method), SMALL, "stub")([images / "0.png"])[0]
+        assert p.selected is None
+        assert len(p.boxes) == len(p.scores) > 20
+        total = p.scores.max(0) if method == "max-region" else p.scores.sum(0)
+        np.testing.assert_allclose(total, p.prob, rtol=1e-5)
+
+
+def test_images_of_a_batch_do_not_feel_each_other(images):
+    items = collect([images / f"{k}.png" for k in range(5)])
+    alone, _ = predict_all(Predictor(bright_regions(), SMALL, "stub"), items)
+    together, _ = predict_all(Predictor(bright_regions(), SMALL, "stub", batch_size=4), items)
+    for one, other in zip(alone, together, strict=True):
+        assert one.image_id == other.image_id
+        np.testing.assert_allclose(one.prob, other.prob, rtol=1e-5)
+        np.testing.assert_allclose(one.scores, other.scores, rtol=1e-4, atol=1e-7)
+        np.testing.assert_array_equal(one.boxes, other.boxes)
+
+
+def test_a_breast_without_room_for_a_window_is_one_failure(images, monkeypatch):
+    real = module.region_mask
+
+    def nothing_in_the_third(prepared, view, config):
+        mask = real(prepared, view, config)
+        return mask & False if next(count) == 2 else mask
+
+    count = iter(range(100))
+    monkeypatch.setattr(module, "region_mask", nothing_in_the_third)
+    items = collect([images / f"{k}.png" for k in range(5)])
+    found, failures = predict_all(Predictor(bright_regions(), SMALL, "stub"), items)
+    assert [p.image_id for p in found] == ["0", "1", "3", "4"]
+    assert [item.image_id for item, _ in failures] == ["2"]
+    assert "no window of 16 pixels lies in the breast" in str(failures[0][1])
+    batched = Predictor(bright_regions(), SMALL, "stub", batch_size=5)
+    monkeypatch.setattr(module, "region_mask", lambda p, v, c: real(p, v, c) & (p.image.std() < 0))
+    assert len(predict_all(batched, items)[1]) == 5
+
+
+def test_a_dual_branch_folder_predicts_as_the_model_does(images, tmp_path):
+    config = dataclasses.replace(RegionModelConfig.quick(), encoder=EncoderConfig(weights="none"))
+    model = build_region_model(config, seed=3)
+    save_model(tmp_path / "dual" / "model", model, PreprocessConfig.quick(), {})
+    predictor = Predictor.from_pretrained(tmp_path / "dual" / "model")
+    assert predictor.name == "dual"
+    first = predictor([images / "1.png"])[0]
+    second = Predictor(model, PreprocessConfig.quick(), "x")([images / "1.png"])[0]
+    np.testing.assert_array_equal(first.scores, second.scores)
+    assert first.prob == pytest.approx([1 / 3, 1 / 3], abs=0.02)  # untrained

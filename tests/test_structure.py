@@ -15,8 +15,8 @@ ORDER = [
     "readers.mini_mias", "readers.folder", "augment", "cache", "dataset",
     "regions", "pooling", "backbones", "gmic", "cnn_m", "encoders", "dual_branch", "region_model",
     "region_data", "losses", "weights",
-    "metrics", "runs", "train", "recipes", "jobs", "items", "predictor", "panels", "plots", "region_plots", "report",
-    "predict", "evaluate", "demo", "experiments.warm_start", "cli",
+    "metrics", "runs", "train", "recipes", "jobs", "items", "predictor", "panels", "plots", "region_plots",
+    "report", "predict", "evaluate", "demo", "experiments.warm_start", "cli",
 ]  # fmt: skip
 
 
