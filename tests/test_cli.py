@@ -68,7 +68,8 @@ def test_a_misspelt_command_is_answered_with_the_nearest(capsys):
 @pytest.mark.parametrize(
     "args",
     [["demo"], ["phantom"], ["index"], ["index", "mini-mias"], ["index", "folder"],
-     ["train", "gmic"], ["train", "dual-branch"], ["train", "classifier"], ["predict"], ["evaluate"], ["experiment", "warm-start"]],
+     ["train", "gmic"], ["train", "dual-branch"], ["train", "classifier"], ["predict"],
+     ["evaluate"], ["experiment", "warm-start"]],
 )  # fmt: skip
 def test_every_command_explains_every_option(args, capsys):
     with pytest.raises(SystemExit) as done:

@@ -14,6 +14,7 @@ from mammomil.dual_branch import (
     build_dual_branch,
     db_baseline_log_cls,
     db_baseline_prob,
+    drop_mask,
     image_log_prob,
     log_not_cls,
     log_p_cls,
@@ -273,15 +274,34 @@ def test_dropout_is_on_fc3_alone_and_in_training_alone():
     first, second = model.train()(codes, valid), model(codes, valid)
     assert not torch.equal(first.y, second.y)
     torch.testing.assert_close(model.eval()(codes, valid).y, model(codes, valid).y, rtol=0, atol=0)
-    share = []
-    hook = model.fc4.register_forward_pre_hook(
-        lambda _, inputs: share.append((inputs[0] == 0).float().mean().item())
+    # In the mean over draws, a layer after dropout gives what it gives without: torch's own scaling.
+    hidden = torch.randn(1, 1, 128)
+    plain = model._logits(hidden)
+    draws = torch.stack([torch.cat(model.train()._logits(hidden), -1) for _ in range(4000)])
+    spread = draws.std(0) / 4000**0.5
+    assert ((draws.mean(0) - torch.cat(plain, -1)).abs() < 5 * spread).all()
+    reference = torch.stack([
+        model.fc4(torch.nn.functional.dropout(hidden.relu(), 0.5))
+        for _ in range(4000)
+    ])  # fmt: skip
+    torch.testing.assert_close(draws[..., :3].std(0), reference.std(0), rtol=0.08, atol=0)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9, 0.999])
+def test_dropped_features_are_as_many_as_asked_and_independent(share):
+    drop, kept = drop_mask(torch.empty(1000, 257), share)
+    assert kept == pytest.approx(1 - share, abs=1 / 256)
+    share = 1 - kept
+    assert drop.float().mean().item() == pytest.approx(
+        1 - kept, abs=5 * (share * (1 - share) / 257_000) ** 0.5
     )
-    wide = torch.rand(20, 100, 8)
-    model.train()(wide, torch.ones(20, 100, dtype=torch.bool))
-    model.eval()(wide, torch.ones(20, 100, dtype=torch.bool))
-    hook.remove()
-    assert share[0] - share[1] == pytest.approx((1 - share[1]) / 2, abs=0.02)
+    columns = drop.float() - drop.float().mean()
+    neighbours = (columns[:, 1:] * columns[:, :-1]).mean().item()
+    assert abs(neighbours) < 5 * share * (1 - share) / 257_000**0.5
+    torch.manual_seed(5)
+    again = drop_mask(torch.empty(1000, 257), share)[0]
+    torch.manual_seed(5)
+    assert torch.equal(drop_mask(torch.empty(1000, 257), share)[0], again)
 
 
 def test_normalised_codes_do_not_feel_their_length():
