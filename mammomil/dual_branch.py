@@ -264,7 +264,7 @@ class DualBranch(nn.Module):
         if self.training and self.config.dropout > 0:
             drop, kept = drop_mask(hidden, self.config.dropout)
             zero, scale = zero | drop, 1 / kept
-        phi = hidden.masked_fill(zero, 0)
+        phi = torch.where(zero, 0.0, hidden)  # one pass, where relu and dropout take three
         weight, bias = self.fc4.weight, self.fc4.bias
         if self.fc5 is not None:
             weight = torch.cat([weight, self.fc5.weight])
