@@ -211,15 +211,17 @@ def main() -> None:
     facts = provenance(rounds=args.rounds, epochs=args.epochs)
     write_json(HERE / "dual_branch_speed.json", {"figures": found, "provenance": facts})
     rows = "\n".join(f"| {name} | {value:.3g} |" for name, value in found.items())
-    (HERE / "dual_branch_speed.md").write_text(
-        "# The dual branch: speed\n\nMade by `python benchmarks/dual_branch_speed.py`; medians of rounds in turn. "
-        "Random inputs,\nrandom weights. Windows are coded by one process with two threads here; `mammomil train` "
-        "uses two\nprocesses of one thread. The products as computed have FC4 and FC5 in one matrix, which alone "
-        "makes\nthem faster than those of three layers; what a step adds to them is mostly dropout.\n\n"
-        f"| figure | value |\n|---|---|\n{rows}\n\nNo GPU part: no CUDA device was at hand.\n\n"
-        f"Commit {facts['commit']}, {facts['date']}, {facts['device']}, 2 CPU threads, "
-        f"torch {facts['versions']['torch']}.\n"
+    text = (
+        "# The dual branch: speed\n\n"
+        "Made by `python benchmarks/dual_branch_speed.py`; medians of rounds in turn. Random inputs, random\n"
+        "weights. Windows are coded by one process with two threads here; `mammomil train` uses two\n"
+        "processes of one thread. The products as computed have FC4 and FC5 in one matrix, which makes\n"
+        "them faster than those of three layers; what a step adds to them is mostly dropout.\n\n"
     )
+    cells = f"| figure | value |\n|---|---|\n{rows}\n\nNo GPU part: no CUDA device was at hand.\n\n"
+    source = f"Commit {facts['commit']}, {facts['date']}, {facts['device']}, 2 CPU threads, "
+    source += f"torch {facts['versions']['torch']}.\n"
+    (HERE / "dual_branch_speed.md").write_text(text + cells + source)
     print(json.dumps(found, indent=2))
 
 

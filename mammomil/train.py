@@ -28,14 +28,15 @@ Objective = Callable[[Any, Batch], dict[str, Tensor]]
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """How to train; the learning rate is the middle of the paper's search range (checklist G10)."""
+    """How to train; the learning rate is the middle of the GMIC paper's search range (checklist G10)."""
 
     epochs: int = 40
-    """Passes over all positive exams and as many fresh negative ones; the paper trains 40."""
+    """Passes over the training images. GMIC's are all positive exams and as many fresh negative ones; its
+    paper trains 40."""
     batch_size: int = 8
     """Images per step and process."""
     learning_rate: float = 2e-5
-    """Of Adam; the paper searches 10^-5.5 to 10^-3.8."""
+    """Of Adam; the GMIC paper searches 10^-5.5 to 10^-3.8, the dual-branch paper has 10^-4."""
     weight_decay: float = 0.0
     """Weight of the l2 penalty."""
     seed: int = 0

@@ -11,13 +11,17 @@ from PIL import Image
 import mammomil.evaluate as evaluate
 from mammomil.backbones import ClassifierConfig, ResNet22Config, build_classifier
 from mammomil.cli import main
+from mammomil.dual_branch import DualBranchConfig
+from mammomil.encoders import EncoderConfig
 from mammomil.evaluate import evaluate_fields, evaluate_model, evaluation_text, write_evaluation
 from mammomil.files import InputError
 from mammomil.gmic import GMICConfig, build_gmic
 from mammomil.index import BOX, Index, read_index, select, write_index
+from mammomil.items import index_items
 from mammomil.metrics import auc_score, bootstrap_ci
 from mammomil.predictor import Predictor
 from mammomil.preprocess import PreprocessConfig
+from mammomil.region_model import RegionModelConfig, build_region_model
 from mammomil.types import FINDINGS
 from mammomil.weights import save_model
 
@@ -194,6 +198,33 @@ def test_a_classifier_is_judged_by_its_probabilities_alone(models, index, tmp_pa
     content = json.loads((tmp_path / "out" / "evaluation.json").read_text())
     assert content["findings"]["benign"]["auc"] == result.findings["benign"].auc
     assert content["provenance"]["command"] == "test"
+
+
+def test_a_dual_branch_is_judged_by_its_first_ranked_region(index, tmp_path):
+    config = dataclasses.replace(RegionModelConfig.quick(), encoder=EncoderConfig(weights="none"))
+    config = dataclasses.replace(config, head=DualBranchConfig(branch_std=3.0))
+    save_model(tmp_path / "dual", build_region_model(config, seed=1), PreprocessConfig.quick(), {})
+    evaluation = evaluate_model(tmp_path / "dual", index.root, progress=False)
+    items = list(index_items(index))
+    answers = {
+        p.image_id: p for p in Predictor.from_pretrained(tmp_path / "dual").stream(items, lambda *_: None)
+    }
+    for c, finding in enumerate(FINDINGS):
+        hits = []
+        for item in items:
+            if len(boxes := item.truth.get(finding, ())):
+                p = answers[item.image_id]
+                x0, y0, x1, y1 = p.boxes[p.scores[:, c].argmax()]
+                shared = [
+                    max(min(x1, b[2]) - max(x0, b[0]), 0) * max(min(y1, b[3]) - max(y0, b[1]), 0)
+                    for b in boxes
+                ]
+                areas = [min((x1 - x0) * (y1 - y0), (b[2] - b[0]) * (b[3] - b[1])) for b in boxes]
+                hits.append(max(s / a for s, a in zip(shared, areas, strict=True)) >= 0.5)
+        figures = evaluation.findings[finding]
+        assert figures.located == len(hits) > 0
+        assert figures.region_hit == pytest.approx(np.mean(hits))
+        assert figures.peak_hit is None  # there is no map
 
 
 def test_fields_are_judged_one_by_one(models, index):
