@@ -13,6 +13,7 @@ from torch.utils.data import Dataset
 
 from mammomil.backbones import build_classifier
 from mammomil.cache import Canvases
+from mammomil.codes import CodeDataset
 from mammomil.dataset import BalancedSampler, FieldDataset, MammogramDataset, ShuffledSampler, collate
 from mammomil.encoders import fingerprint
 from mammomil.files import InputError, atomic_path, provenance, sha256, write_json
@@ -21,7 +22,7 @@ from mammomil.index import Index, read_index, select, split_patients, subset
 from mammomil.losses import ClassifierObjective
 from mammomil.metrics import auc_score, bootstrap_ci
 from mammomil.recipes import ClassifierRun, DualBranchRun, GMICRun, ImageRun, Run
-from mammomil.region_data import RegionDataset, RegionImageDataset, choose_annotated, collate_regions
+from mammomil.region_data import RegionImageDataset, choose_annotated, collate_regions
 from mammomil.region_model import RegionModel, build_region_model
 from mammomil.train import Evaluation, FitResult, evaluate, fit
 from mammomil.types import FINDINGS
@@ -146,7 +147,7 @@ def _plan_regions(run: DualBranchRun, index: Index, progress: bool) -> _Plan:
         else:
             poses = run.poses if training else None
             codes = run.codes or run.out / "codes"
-            data[split] = RegionDataset(part, run.preprocess, model, codes, labelled, poses, seed)
+            data[split] = CodeDataset(part, run.preprocess, model, codes, labelled, poses, seed)
     failures = [failure for one in data.values() for failure in one.prepare_all(progress)]
     train = data.pop("train")
     encoder = run.model.encoder

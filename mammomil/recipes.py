@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 from mammomil.augment import AugmentConfig
 from mammomil.backbones import ClassifierConfig
+from mammomil.codes import PoseConfig
 from mammomil.gmic import GMICConfig
 from mammomil.losses import DualBranchObjective, GMICObjective
 from mammomil.preprocess import PreprocessConfig
-from mammomil.region_data import PoseConfig
 from mammomil.region_model import RegionModelConfig
 from mammomil.train import TrainConfig
 

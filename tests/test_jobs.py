@@ -11,6 +11,7 @@ import torch
 
 from mammomil.augment import AugmentConfig
 from mammomil.backbones import ClassifierConfig, ResNet22Config
+from mammomil.codes import PoseConfig
 from mammomil.dataset import MammogramDataset
 from mammomil.dual_branch import DualBranchConfig
 from mammomil.encoders import EncoderConfig
@@ -22,7 +23,6 @@ from mammomil.metrics import auc_score, bootstrap_ci
 from mammomil.predictor import Predictor
 from mammomil.preprocess import PreprocessConfig
 from mammomil.recipes import ClassifierRun, DualBranchRun, GMICRun, preset
-from mammomil.region_data import PoseConfig
 from mammomil.region_model import RegionModelConfig
 from mammomil.regions import WindowConfig
 from mammomil.train import TrainConfig

@@ -10,14 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
+from mammomil.codes import CodeDataset, PoseConfig
 from mammomil.encoders import EncoderConfig
 from mammomil.files import InputError
 from mammomil.index import make_index, read_index, select, write_index
 from mammomil.pectoral import pectoral_mask
 from mammomil.preprocess import PreprocessConfig
 from mammomil.region_data import (
-    PoseConfig,
-    RegionDataset,
     RegionImageDataset,
     choose_annotated,
     collate_regions,
@@ -48,7 +47,7 @@ def samples():
 
 
 def dataset(index, model, **options):
-    data = RegionDataset(index, QUICK, model, **options)
+    data = CodeDataset(index, QUICK, model, **options)
     assert data.prepare_all(progress=False, workers=0) == []
     return data
 
@@ -134,7 +133,7 @@ def test_boxes_stand_for_lesions_without_a_mask(tmp_path, model):
 def test_an_annotated_image_without_a_malignant_region_becomes_weak_with_a_warning(tmp_path, model):
     """Reading A6: a long thin lesion that no window covers half of."""
     index = boxed_phantom(tmp_path, [(20, 100, 23, 260)])
-    data = RegionDataset(index, QUICK, model, annotated={"a"})
+    data = CodeDataset(index, QUICK, model, annotated={"a"})
     with pytest.warns(UserWarning, match=r"1 annotated images have no region.*: a$"):
         data.prepare_all(progress=False)
     assert not data[0].annotated
@@ -164,7 +163,7 @@ def test_turned_images_keep_their_labels_and_get_other_codes(samples, model):
 def test_rare_kinds_of_images_get_more_poses(samples, model):
     malignant = samples.images["malignant"].to_numpy() == 1
     rare = select(samples, malignant.cumsum() * malignant <= 2)
-    data = RegionDataset(rare, QUICK, model, poses=PoseConfig(2, balance=True), seed=3)
+    data = CodeDataset(rare, QUICK, model, poses=PoseConfig(2, balance=True), seed=3)
     chosen = data._choose_poses()
     labels = rare.images[["malignant", "benign"]].to_numpy()
     kinds = np.where(labels[:, 0] == 1, "M", np.where(labels[:, 1] == 1, "B", "N"))
@@ -173,8 +172,8 @@ def test_rare_kinds_of_images_get_more_poses(samples, model):
         per = [len(chosen[i]) for i in np.flatnonzero(kinds == kind)]
         assert set(per) == {round(2 * most / (kinds == kind).sum())}
     assert all(poses[0] == POSES[0] and len(set(poses)) == len(poses) for poses in chosen)
-    assert chosen == RegionDataset(rare, QUICK, model, poses=PoseConfig(2, True), seed=3)._choose_poses()
-    assert chosen != RegionDataset(rare, QUICK, model, poses=PoseConfig(2, True), seed=4)._choose_poses()
+    assert chosen == CodeDataset(rare, QUICK, model, poses=PoseConfig(2, True), seed=3)._choose_poses()
+    assert chosen != CodeDataset(rare, QUICK, model, poses=PoseConfig(2, True), seed=4)._choose_poses()
     few = select(rare, np.arange(len(rare.images)) < 2)
     data = dataset(few, model, poses=PoseConfig(3), seed=3)
     assert [row for row, _ in data.items] == [0, 0, 0, 1, 1, 1]
@@ -199,7 +198,7 @@ def test_codes_are_kept_under_what_they_are_made_of(samples, model, tmp_path, mo
     def never(*_):
         raise AssertionError("the codes were there")
 
-    monkeypatch.setattr(RegionDataset, "encode", never)
+    monkeypatch.setattr(CodeDataset, "encode", never)
     second = dataset(copied, model, cache=cache)
     for row in range(3):
         torch.testing.assert_close(second[row].codes, first[row].codes, rtol=0, atol=0)
@@ -210,10 +209,10 @@ def test_codes_are_kept_under_what_they_are_made_of(samples, model, tmp_path, mo
     pixels[200, 30] += 500
     Image.fromarray(pixels).save(path)
     names = [data.entries(0, POSES[:2]) for data in (
-        RegionDataset(copied, QUICK, model, cache),
-        RegionDataset(copied, QUICK, build_region_model(CONFIG, seed=7), cache),
-        RegionDataset(copied, dataclasses.replace(QUICK, spacing_mm=0.6), model, cache),
-        RegionDataset(copied, QUICK, build_region_model(
+        CodeDataset(copied, QUICK, model, cache),
+        CodeDataset(copied, QUICK, build_region_model(CONFIG, seed=7), cache),
+        CodeDataset(copied, dataclasses.replace(QUICK, spacing_mm=0.6), model, cache),
+        CodeDataset(copied, QUICK, build_region_model(
             dataclasses.replace(CONFIG, windows=WindowConfig((32,))), seed=2), cache),
     )]  # fmt: skip
     flat = [name for pair in names for name in pair] + entries
@@ -228,16 +227,39 @@ def test_codes_are_kept_under_what_they_are_made_of(samples, model, tmp_path, mo
 def test_bad_images_are_named_and_the_rest_goes_on(samples, model, tmp_path):
     images = samples.images.copy()
     images.loc[images.index[0], "path"] = "images/missing.png"
-    data = RegionDataset(samples._replace(images=images), QUICK, model, cache=tmp_path)
+    data = CodeDataset(samples._replace(images=images), QUICK, model, cache=tmp_path)
     failures = data.prepare_all(progress=False, workers=0)
     assert [name for name, _ in failures] == [images["image_id"].iloc[0]]
     assert "missing.png" in failures[0][1]
     assert len(data) == len(images) - 1
     assert data[0].row == 0
     huge = dataclasses.replace(CONFIG, windows=WindowConfig((360,)))
-    data = RegionDataset(samples, QUICK, build_region_model(huge))
+    data = CodeDataset(samples, QUICK, build_region_model(huge))
     with pytest.raises(InputError, match=r"no image can be used.*no window of 360 pixels lies in the breast"):
         data.prepare_all(progress=False, workers=0)
+
+
+def test_a_full_disk_is_said_once_and_stops_nothing(samples, model, tmp_path, monkeypatch, capsys):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(np, "savez", full)
+    data = dataset(samples, model, cache=tmp_path / "codes")
+    assert len(data) == len(samples.images)
+    assert capsys.readouterr().err.count("No space left") == 1
+    assert list((tmp_path / "codes").iterdir()) == []
+
+
+def test_pixels_of_images_without_a_window_are_left_out_and_weak_ones_named(samples, tmp_path):
+    data = RegionImageDataset(samples, QUICK, WindowConfig((100,)))
+    failures = data.prepare_all(progress=False, workers=0)  # 56 mm windows: some breasts hold none
+    assert len(data) + len(failures) == len(samples.images)
+    assert all("no window of 100 pixels" in reason for _, reason in failures)
+    index = boxed_phantom(tmp_path, [(20, 100, 23, 260)])
+    with pytest.warns(UserWarning, match="1 annotated images have no region"):
+        RegionImageDataset(index, QUICK, CONFIG.windows, {"a"}).prepare_all(progress=False)
+    with pytest.raises(InputError, match="no image can be used"):
+        RegionImageDataset(index, QUICK, WindowConfig((360,))).prepare_all(progress=False)
 
 
 def test_batches_pad_regions_and_say_so(samples, model):
@@ -305,7 +327,7 @@ def test_inverted_boxes_and_lesions_outside_the_image_are_refused_with_their_pla
 def test_a_lesion_outside_the_canvas_labels_nothing(tmp_path, model):
     """Its image is twice as high as the canvas: the lesion at its far end was not kept."""
     index = boxed_phantom(tmp_path, [(5, 900, 25, 930)], height=1000)
-    data = RegionDataset(index, QUICK, model, annotated={"a"})
+    data = CodeDataset(index, QUICK, model, annotated={"a"})
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         data.prepare_all(progress=False, workers=0)
@@ -318,7 +340,7 @@ def test_processes_change_nothing(model):
     index = read_index(SHIPPED)
     few = select(index, np.arange(len(index.images)) < 24)
     alone = dataset(few, model)
-    data = RegionDataset(few, QUICK, model)
+    data = CodeDataset(few, QUICK, model)
     assert data.prepare_all(progress=False, workers=2) == []
     for row in range(24):
         torch.testing.assert_close(data[row].codes, alone[row].codes, atol=1e-6, rtol=1e-5)

@@ -14,7 +14,7 @@ ORDER = [
     "dicom", "pectoral", "preprocess", "noise", "anatomy", "lesions", "phantom", "phantom_set", "index",
     "readers.mini_mias", "readers.folder", "augment", "cache", "dataset",
     "regions", "pooling", "backbones", "gmic", "cnn_m", "encoders", "dual_branch", "region_model",
-    "region_data", "losses", "weights",
+    "region_data", "codes", "losses", "weights",
     "metrics", "runs", "train", "recipes", "jobs", "items", "predictor", "panels", "plots", "region_plots",
     "report", "predict", "evaluate", "demo", "experiments.warm_start", "cli",
 ]  # fmt: skip
