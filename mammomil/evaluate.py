@@ -27,7 +27,7 @@ from mammomil.predictor import Predictor, model_name
 from mammomil.regions import iom, iom_masks
 from mammomil.report import Failure
 from mammomil.types import FINDINGS, Prediction
-from mammomil.weights import load_model
+from mammomil.weights import codes_of, load_model
 
 Interval = tuple[float, float]
 Split = Literal["train", "val", "test"]
@@ -263,6 +263,7 @@ def evaluate_to_folder(
             evaluation, out, command="evaluate", split=split, mask_iom=mask_iom,
             index_sha256=sha256(path / "index.csv" if path.is_dir() else path),
             weights_sha256=read_json(Path(model_folder) / "config.json").get("weights_sha256"),
+            codes=codes_of(model_folder),
         )  # fmt: skip
     return int(bool(evaluation.failures))
 

@@ -84,9 +84,9 @@ def run_training(run: Run, progress: bool = True) -> FitResult:
     def keep(_: Any, row: dict[str, Any], found: Evaluation | None) -> None:
         figures = {f"validation {name}": value for name, value in row.get("val", {}).items()}
         facts = provenance(
-            data=_describe(index, run), index_sha256=sha256(_index_file(run.data)), seed=run.train.seed,
-            epoch=row["epoch"], figures=figures, settings={**settings, "train": vars(run.train)},
-            **plan.facts,
+            data=_describe(index, run, plan.facts), index_sha256=sha256(_index_file(run.data)),
+            seed=run.train.seed, epoch=row["epoch"], figures=figures,
+            settings={**settings, "train": vars(run.train)}, **plan.facts,
         )  # fmt: skip
         save_model(run.out / "model", plan.model, run.preprocess, facts)
 
@@ -305,15 +305,17 @@ def _write_failures(out: Path, failures: list[tuple[str, str]]) -> None:
         print(f"left out: {name}: {reason}", file=sys.stderr)
 
 
-def _describe(index: Index, run: Run) -> str:
-    """Say in a sentence what was trained on."""
+def _describe(index: Index, run: Run, facts: dict[str, Any]) -> str:
+    """Say in a sentence what was trained on, and on which codes."""
     train = index.images[index.images["split"] == "train"]
     sources = ", ".join(sorted(set(train["source"]) - {""})) or "unnamed source"
     more = ""
     if isinstance(run, ImageRun) and run.fields:
         more = f", fields of {run.fields} pixels around findings"
     if isinstance(run, DualBranchRun) and run.annotated:
-        more = f", {run.annotated:g} of the malignant ones with annotated regions"
+        more = f", {facts['annotated_images']} malignant ones with annotated regions"
+    if codes := facts.get("codes"):
+        more += f"; codes of {codes['windows']} pixel windows by {codes['encoder']} ({codes['sha256']})"
     return f"{len(train)} images of {train['patient_id'].nunique()} patients ({sources}){more}"
 
 

@@ -16,6 +16,7 @@ from mammomil.predictor import Loaded, Precision, Predictor, fault, read_ahead
 from mammomil.region_plots import region_panel
 from mammomil.report import Failure, Row, write_report, write_tables
 from mammomil.types import FINDINGS, Prediction
+from mammomil.weights import codes_of
 
 
 def predict_to_folder(
@@ -100,6 +101,7 @@ def predict_to_folder(
                 "folder": str(folder),
                 "weights_sha256": read_json(folder / "config.json").get("weights_sha256"),
                 "preprocess": dataclasses.asdict(predictor.preprocess),
+                "codes": codes_of(folder),
             }
             for predictor, folder in zip(predictors, folders, strict=True)
         },

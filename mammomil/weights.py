@@ -164,6 +164,12 @@ def load_model(folder: str | Path) -> LoadedModel:
     return LoadedModel(model.eval(), preprocess, card)
 
 
+def codes_of(folder: str | Path) -> dict[str, Any] | None:
+    """Say which codes a dual-branch model folder was trained on; None for other models."""
+    path = Path(folder) / "provenance.json"
+    return read_json(path).get("codes") if path.is_file() else None
+
+
 def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) -> None:
     """Copy `state` into `model`, every tensor of the one into every tensor of the other.
 

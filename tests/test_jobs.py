@@ -26,7 +26,7 @@ from mammomil.recipes import ClassifierRun, DualBranchRun, GMICRun, preset
 from mammomil.region_model import RegionModelConfig
 from mammomil.regions import WindowConfig
 from mammomil.train import TrainConfig
-from mammomil.weights import load_model
+from mammomil.weights import codes_of, load_model
 
 SAMPLES = Path(__file__).parents[1] / "data_samples"
 CANVAS = PreprocessConfig(96, 64, "fit")
@@ -196,6 +196,8 @@ def test_a_dual_branch_run_leaves_a_model_that_answers_as_written(small, tmp_pat
         assert told["codes"]["encoder"] == "small"
         assert told["codes"]["windows"] == [16]
         assert len(told["codes"]["sha256"]) == 16
+    assert "codes of [16] pixel windows by small" in (tmp_path / "run" / "model" / "README.md").read_text()
+    assert codes_of(tmp_path / "run" / "model") == result["codes"]
     index = read_index(small)
     train = index.images[index.images["split"] == "train"]
     count = int((train["malignant"] == 1).sum())
