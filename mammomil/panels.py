@@ -139,7 +139,7 @@ def draw_scores(ax: Axes, scores: np.ndarray, first: bool) -> None:
     ax.barh(rows, np.ones(len(FINDINGS)), color="0.9", height=0.7)
     ax.barh(rows, scores, color=colours, height=0.7)
     for row, score in zip(rows, scores, strict=True):
-        ax.text(1.04, row, say_score(score), va="center", fontsize=8)
+        ax.text(1.04, row, say_score(float(score)), va="center", fontsize=8)
     ax.set(xlim=(0, 1.35), ylim=(len(FINDINGS) - 0.5, -0.5), xticks=[])
     ax.set_yticks(rows if first else [], FINDINGS if first else [], fontsize=8)
     ax.tick_params(length=0)

@@ -142,7 +142,7 @@ def alt_text(prediction: Prediction) -> str:
         if not regions:
             text += f" The largest attention, {weight[k]:.2f}, is on a patch {place}."
         elif weight[k] > 0:
-            text += f" {ranked_words(p, c)}; the first, {place}, scores {say_score(weight[k])}."
+            text += f" {ranked_words(p, c)}; the first, {place}, scores {say_score(float(weight[k]))}."
         else:
             text += f" {ranked_words(p, c)}; none scores above 0."
     return text

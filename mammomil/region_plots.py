@@ -82,7 +82,7 @@ def region_panel(
         colours = score_colours().with_extremes(bad=_DIMMED)
         scores = score_map(p, c, shown.shape, pixels.shape)
         ax.imshow(scores, colours, norm, interpolation="nearest", extent=ax.images[0].get_extent())
-        words = f"{ranked_words(p, c)}, best {say_score(p.scores[:, c].max(initial=0))}"
+        words = f"{ranked_words(p, c)}, best {say_score(float(p.scores[:, c].max(initial=0)))}"
         ax.set_title(words, fontsize=10, color=COLOURS[finding])
         ax.set_xlabel("coloured by score" + "; dark: not ranked" * (p.selected is not None), fontsize=9)
         draw_truth(ax, known)

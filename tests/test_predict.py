@@ -12,12 +12,16 @@ from PIL import Image
 
 from mammomil import predict, predictor
 from mammomil.backbones import ClassifierConfig, ResNet22Config, build_classifier
+from mammomil.dual_branch import DualBranchConfig
+from mammomil.encoders import EncoderConfig
 from mammomil.files import InputError
 from mammomil.gmic import GMICConfig, build_gmic
 from mammomil.index import make_index, write_index
 from mammomil.predict import predict_to_folder
 from mammomil.predictor import Predictor
 from mammomil.preprocess import PreprocessConfig
+from mammomil.region_model import RegionModelConfig, build_region_model
+from mammomil.regions import WindowConfig
 from mammomil.weights import save_model
 
 QUICK = GMICConfig.quick()
@@ -48,6 +52,10 @@ def models(tmp_path_factory):
     save_model(folder / "other" / "one", build_gmic(QUICK, 3), SMALL, {})
     config = ClassifierConfig(ResNet22Config((8, 16), (1, 2), stem_pool=False), target="findings")
     save_model(folder / "plain", build_classifier(config), SMALL, {})
+    regions = RegionModelConfig(
+        EncoderConfig(weights="none", side=16), WindowConfig((16,)), DualBranchConfig(branch_std=2.0)
+    )
+    save_model(folder / "dual", build_region_model(regions, 4), SMALL, {"codes": {"encoder": "small"}})
     return folder
 
 
@@ -98,6 +106,28 @@ def test_a_folder_of_images_becomes_a_folder_of_results(models, exam, tmp_path, 
     assert facts["models"]["one"]["weights_sha256"] == checksum
     assert (facts["images"], facts["failures"], facts["interrupted"]) == (4, 0, False)
     assert capsys.readouterr().err == ""
+
+
+def test_both_models_stand_side_by_side(models, exam, tmp_path):
+    out = tmp_path / "out"
+    assert predict_to_folder([models / "one", models / "dual"], exam, out, progress=False) == 0
+    names = sorted(p.name for p in (out / "panels").iterdir())
+    assert names == sorted(f"{p.stem}.{model}.png" for p in exam.iterdir() for model in ("one", "dual"))
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert page.count("<img") == 8
+    assert page.index("p1_L_CC.one.png") < page.index("p1_L_CC.dual.png") < page.index("p1_L_MLO.one.png")
+    expected = {p.image_id: p for p in Predictor.from_pretrained(models / "dual")(exam)}
+    for image_id, p in expected.items():
+        rows = [r for r in read(out / "regions.csv") if (r["image_id"], r["model"]) == (image_id, "dual")]
+        for c, finding in enumerate(("benign", "malignant")):
+            listed = [r for r in rows if r["finding"] == finding]
+            assert [int(r["rank"]) for r in listed] == list(range(1, 21))  # of the hundreds, the first
+            best = np.sort(p.scores[:, c])[::-1][:20]
+            np.testing.assert_allclose([float(r["score"]) for r in listed], best, rtol=1e-5, atol=1e-12)
+            assert sum(float(r["score"]) > 0 for r in listed) == 10  # k: the others were not ranked
+    facts = json.loads((out / "provenance.json").read_text())
+    assert facts["models"]["dual"]["codes"] == {"encoder": "small"}
+    assert facts["models"]["one"]["codes"] is None
 
 
 def test_bad_files_are_named_and_the_rest_goes_on(models, exam, tmp_path, capsys):

@@ -109,6 +109,15 @@ def test_boxes_stand_for_lesions_without_a_mask(tmp_path, model):
     assert set(expected.tolist()) == {-1, 0, 1}
 
 
+def test_benign_lesions_label_no_region(tmp_path, model):
+    index = boxed_phantom(tmp_path, [(40, 100, 60, 130), (120, 200, 140, 225)])
+    findings = index.findings.assign(finding=["malignant", "benign"])
+    data = dataset(index._replace(findings=findings), model, annotated={"a"})
+    look = data.look(0)
+    alone = torch.tensor([[40.0, 100.0, 60.0, 130.0]])
+    assert look.region_label.tolist() == region_labels(iom(look.boxes, alone)).tolist()
+
+
 def test_an_annotated_image_without_a_malignant_region_becomes_weak_with_a_warning(tmp_path, model):
     """Reading A6: a long thin lesion that no window covers half of."""
     index = boxed_phantom(tmp_path, [(20, 100, 23, 260)])
