@@ -94,7 +94,7 @@ def load_cnn_m(
     if expected and model.md5 != expected:
         raise InputError(
             f"{path}: its MD5 is {model.md5} and should be {expected}. Download it again; if you mean to use "
-            'another file than the published one, give its own checksum, or md5="" for no check.'
+            "another file than the published one, give its own checksum (--model.encoder.md5)."
         )
     try:
         layers, image = _read_matconvnet(data) if matlab else (_read_caffemodel(data), None)

@@ -32,6 +32,9 @@ class EncoderConfig:
     imagenet-vgg-m-128.mat or VGG_CNN_M_128.caffemodel, which you get from their authors."""
     mean: str = ""
     """For a .caffemodel: the file VGG_mean.binaryproto. A .mat holds its mean itself."""
+    md5: str = ""
+    """Checksum of your file of CNN-M-128, in hexadecimal. Empty: the published one for a .mat, no check for
+    a .caffemodel, for which none is published."""
     side: int = 28
     """Pixels to which `small` has windows resampled; the others take 224."""
 

@@ -176,4 +176,6 @@ def build_region_model(config: RegionModelConfig, seed: int = 0) -> RegionModel:
 
 def without_weights(config: RegionModelConfig) -> RegionModelConfig:
     """Return the config with a random encoder: its weights are about to be filled in from elsewhere."""
-    return dataclasses.replace(config, encoder=dataclasses.replace(config.encoder, weights="none", mean=""))
+    return dataclasses.replace(
+        config, encoder=dataclasses.replace(config.encoder, weights="none", mean="", md5="")
+    )

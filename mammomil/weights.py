@@ -215,7 +215,7 @@ def load_encoder(encoder: RegionEncoder) -> None:
     if config.weights == "none":
         return
     if config.kind == "cnn-m-128":
-        encoder.net = load_cnn_m(config.weights, config.mean or None)
+        encoder.net = load_cnn_m(config.weights, config.mean or None, config.md5 or None)
     elif config.kind == "small":
         default = config.weights == "default"
         folder = SHIPPED / "weights" / "region-encoder" if default else Path(config.weights)

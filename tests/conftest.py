@@ -28,3 +28,14 @@ def real_data() -> Path:
     if not REAL_DATA.is_dir():
         pytest.skip(f"no real mammograms at {REAL_DATA}; set MAMMOMIL_REAL_DATA to their folder")
     return REAL_DATA
+
+
+@pytest.fixture(scope="session")
+def twelve_phantoms():
+    """Twelve shipped phantom images, half of them with malignant lesions."""
+    from mammomil.index import read_index, select
+    from mammomil.weights import SHIPPED
+
+    index = read_index(SHIPPED)
+    sick = index.images["malignant"] == 1
+    return select(index, (sick & (sick.cumsum() <= 6)) | (~sick & ((~sick).cumsum() <= 6)))

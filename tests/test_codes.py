@@ -25,29 +25,18 @@ def model():
     return build_region_model(CONFIG, seed=2).eval()
 
 
-@pytest.fixture(scope="module")
-def samples():
-    """Twelve shipped phantom images: four malignant ones with placed lesions, four others."""
-    index = read_index(SHIPPED)
-    images = index.images
-    malignant = images.index[(images["malignant"] == 1)][:6]
-    others = images.index[(images["malignant"] == 0)][:6]
-    keep = images.index.isin([*malignant, *others])
-    return select(index, keep)
-
-
 def dataset(index, model, **options):
     data = CodeDataset(index, QUICK, model, **options)
     assert data.prepare_all(progress=False, workers=0) == []
     return data
 
 
-def test_codes_are_those_of_the_windows_over_the_breast_without_the_muscle(samples, model):
-    data = dataset(samples, model)
-    assert len(data) == len(samples.images)
+def test_codes_are_those_of_the_windows_over_the_breast_without_the_muscle(twelve_phantoms, model):
+    data = dataset(twelve_phantoms, model)
+    assert len(data) == len(twelve_phantoms.images)
     for row in (0, 5, 11):
         look, prepared = data.look(row), data.prepared(row)
-        view = samples.images["view"].iloc[row]
+        view = twelve_phantoms.images["view"].iloc[row]
         centres = (look.boxes[:, :2] + 14).long()
         assert prepared.breast[centres[:, 1], centres[:, 0]].all()
         if view == "MLO":
@@ -61,9 +50,9 @@ def test_codes_are_those_of_the_windows_over_the_breast_without_the_muscle(sampl
         assert data[row].codes.shape == (len(look.boxes), 128)
 
 
-def test_rare_kinds_of_images_get_more_poses(samples, model):
-    malignant = samples.images["malignant"].to_numpy() == 1
-    rare = select(samples, malignant.cumsum() * malignant <= 2)
+def test_rare_kinds_of_images_get_more_poses(twelve_phantoms, model):
+    malignant = twelve_phantoms.images["malignant"].to_numpy() == 1
+    rare = select(twelve_phantoms, malignant.cumsum() * malignant <= 2)
     data = CodeDataset(rare, QUICK, model, poses=PoseConfig(2, balance=True), seed=3)
     chosen = data._choose_poses()
     labels = rare.images[["malignant", "benign"]].to_numpy()
@@ -83,8 +72,8 @@ def test_rare_kinds_of_images_get_more_poses(samples, model):
         PoseConfig(0)
 
 
-def test_codes_are_kept_under_what_they_are_made_of(samples, model, tmp_path, monkeypatch):
-    few = select(samples, np.arange(len(samples.images)) < 3)
+def test_codes_are_kept_under_what_they_are_made_of(twelve_phantoms, model, tmp_path, monkeypatch):
+    few = select(twelve_phantoms, np.arange(len(twelve_phantoms.images)) < 3)
     write_index(few, tmp_path / "index")
     shutil.copytree(SHIPPED / "images", tmp_path / "images")
     copied = read_index(SHIPPED)
@@ -125,28 +114,28 @@ def test_codes_are_kept_under_what_they_are_made_of(samples, model, tmp_path, mo
     assert len(again) == 3
 
 
-def test_bad_images_are_named_and_the_rest_goes_on(samples, model, tmp_path):
-    images = samples.images.copy()
+def test_bad_images_are_named_and_the_rest_goes_on(twelve_phantoms, model, tmp_path):
+    images = twelve_phantoms.images.copy()
     images.loc[images.index[0], "path"] = "images/missing.png"
-    data = CodeDataset(samples._replace(images=images), QUICK, model, cache=tmp_path)
+    data = CodeDataset(twelve_phantoms._replace(images=images), QUICK, model, cache=tmp_path)
     failures = data.prepare_all(progress=False, workers=0)
     assert [name for name, _ in failures] == [images["image_id"].iloc[0]]
     assert "missing.png" in failures[0][1]
     assert len(data) == len(images) - 1
     assert data[0].row == 0
     huge = dataclasses.replace(CONFIG, windows=WindowConfig((360,)))
-    data = CodeDataset(samples, QUICK, build_region_model(huge))
+    data = CodeDataset(twelve_phantoms, QUICK, build_region_model(huge))
     with pytest.raises(InputError, match=r"no image can be used.*no window of 360 pixels lies in the breast"):
         data.prepare_all(progress=False, workers=0)
 
 
-def test_a_full_disk_is_said_once_and_stops_nothing(samples, model, tmp_path, monkeypatch, capsys):
+def test_a_full_disk_is_said_once_and_stops_nothing(twelve_phantoms, model, tmp_path, monkeypatch, capsys):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(np, "savez", full)
-    data = dataset(samples, model, cache=tmp_path / "codes")
-    assert len(data) == len(samples.images)
+    data = dataset(twelve_phantoms, model, cache=tmp_path / "codes")
+    assert len(data) == len(twelve_phantoms.images)
     assert capsys.readouterr().err.count("No space left") == 1
     assert list((tmp_path / "codes").iterdir()) == []
 

@@ -91,9 +91,9 @@ def test_cnn_m_needs_a_file_and_uses_it(monkeypatch):
     asked = []
     monkeypatch.setattr("mammomil.encoders.CNNM128", lambda: CNNM128((2, 3, 4, 4, 4), 5, 128))
     monkeypatch.setattr("mammomil.weights.load_cnn_m", lambda *args: (asked.append(args), small)[1])
-    encoder = build_encoder(EncoderConfig("cnn-m-128", "my.caffemodel", "mean.binaryproto"))
+    encoder = build_encoder(EncoderConfig("cnn-m-128", "my.caffemodel", "mean.binaryproto", "abc"))
     load_encoder(encoder)
-    assert asked == [("my.caffemodel", "mean.binaryproto")]
+    assert asked == [("my.caffemodel", "mean.binaryproto", "abc")]
     fields = 255 * torch.rand(1, 1, 224, 224)
     torch.testing.assert_close(encoder(fields), small(fields.expand(-1, 3, -1, -1)))
 

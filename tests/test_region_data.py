@@ -12,7 +12,7 @@ from PIL import Image
 from mammomil.codes import CodeDataset
 from mammomil.encoders import EncoderConfig
 from mammomil.files import InputError
-from mammomil.index import make_index, read_index, select
+from mammomil.index import make_index, read_index
 from mammomil.preprocess import PreprocessConfig
 from mammomil.region_data import (
     RegionImageDataset,
@@ -33,26 +33,15 @@ def model():
     return build_region_model(CONFIG, seed=2).eval()
 
 
-@pytest.fixture(scope="module")
-def samples():
-    """Twelve shipped phantom images: four malignant ones with placed lesions, four others."""
-    index = read_index(SHIPPED)
-    images = index.images
-    malignant = images.index[(images["malignant"] == 1)][:6]
-    others = images.index[(images["malignant"] == 0)][:6]
-    keep = images.index.isin([*malignant, *others])
-    return select(index, keep)
-
-
 def dataset(index, model, **options):
     data = CodeDataset(index, QUICK, model, **options)
     assert data.prepare_all(progress=False, workers=0) == []
     return data
 
 
-def test_the_muscle_is_looked_for_on_mlo_views_alone(samples, model):
-    data = dataset(samples, model)
-    prepared = data.prepared(int(np.flatnonzero(samples.images["view"] == "MLO")[0]))
+def test_the_muscle_is_looked_for_on_mlo_views_alone(twelve_phantoms, model):
+    data = dataset(twelve_phantoms, model)
+    prepared = data.prepared(int(np.flatnonzero(twelve_phantoms.images["view"] == "MLO")[0]))
     windows = CONFIG.windows
     whole = prepared.breast.sum()
     assert region_mask(prepared, "MLO", windows).sum() < whole
@@ -60,11 +49,11 @@ def test_the_muscle_is_looked_for_on_mlo_views_alone(samples, model):
         assert region_mask(prepared, view, config).sum() == whole
 
 
-def test_region_labels_follow_the_malignant_lesions_of_annotated_images_alone(samples, model):
-    ids = samples.images["image_id"].to_list()
-    malignant = samples.images["malignant"].to_numpy() == 1
+def test_region_labels_follow_the_malignant_lesions_of_annotated_images_alone(twelve_phantoms, model):
+    ids = twelve_phantoms.images["image_id"].to_list()
+    malignant = twelve_phantoms.images["malignant"].to_numpy() == 1
     annotated = {ids[i] for i in np.flatnonzero(malignant)[:3]}
-    data = dataset(samples, model, annotated=annotated)
+    data = dataset(twelve_phantoms, model, annotated=annotated)
     for row, image_id in enumerate(ids):
         sample, look = data[row], data.look(row)
         if image_id not in annotated:
@@ -128,10 +117,10 @@ def test_an_annotated_image_without_a_malignant_region_becomes_weak_with_a_warni
     assert -1 in data[0].region_label
 
 
-def test_turned_images_keep_their_labels_and_get_other_codes(samples, model):
-    ids = samples.images["image_id"].to_list()
-    row = int(np.flatnonzero(samples.images["malignant"] == 1)[0])
-    data = dataset(samples, model, annotated={ids[row]})
+def test_turned_images_keep_their_labels_and_get_other_codes(twelve_phantoms, model):
+    ids = twelve_phantoms.images["image_id"].to_list()
+    row = int(np.flatnonzero(twelve_phantoms.images["malignant"] == 1)[0])
+    data = dataset(twelve_phantoms, model, annotated={ids[row]})
     plain = data.look(row)
     area = (plain.boxes[:, 2] - plain.boxes[:, 0]).unique().tolist()
     assert area == [28.0]
@@ -148,10 +137,10 @@ def test_turned_images_keep_their_labels_and_get_other_codes(samples, model):
         assert abs(len(look.boxes) - len(plain.boxes)) < 0.25 * len(plain.boxes)
 
 
-def test_pixels_of_images_without_a_window_are_left_out_and_weak_ones_named(samples, tmp_path):
-    data = RegionImageDataset(samples, QUICK, WindowConfig((100,)))
+def test_pixels_of_images_without_a_window_are_left_out_and_weak_ones_named(twelve_phantoms, tmp_path):
+    data = RegionImageDataset(twelve_phantoms, QUICK, WindowConfig((100,)))
     failures = data.prepare_all(progress=False, workers=0)  # 56 mm windows: some breasts hold none
-    assert len(data) + len(failures) == len(samples.images)
+    assert len(data) + len(failures) == len(twelve_phantoms.images)
     assert all("no window of 100 pixels" in reason for _, reason in failures)
     index = boxed_phantom(tmp_path, [(20, 100, 23, 260)])
     with pytest.warns(UserWarning, match="1 annotated images have no region"):
@@ -160,10 +149,10 @@ def test_pixels_of_images_without_a_window_are_left_out_and_weak_ones_named(samp
         RegionImageDataset(index, QUICK, WindowConfig((360,))).prepare_all(progress=False)
 
 
-def test_batches_pad_regions_and_say_so(samples, model):
+def test_batches_pad_regions_and_say_so(twelve_phantoms, model):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        data = dataset(samples, model, annotated=set(samples.images["image_id"]))
+        data = dataset(twelve_phantoms, model, annotated=set(twelve_phantoms.images["image_id"]))
     batch = collate_regions([data[0], data[1], data[4]])
     counts = [len(data[i].codes) for i in (0, 1, 4)]
     assert batch.valid.sum(1).tolist() == counts
@@ -174,16 +163,16 @@ def test_batches_pad_regions_and_say_so(samples, model):
     assert batch.row.tolist() == [0, 1, 4]
 
 
-def test_pixels_and_windows_lead_to_the_same_answer_as_codes(samples, model):
-    coded = dataset(samples, model)
-    pixels = RegionImageDataset(samples, QUICK, CONFIG.windows)
+def test_pixels_and_windows_lead_to_the_same_answer_as_codes(twelve_phantoms, model):
+    coded = dataset(twelve_phantoms, model)
+    pixels = RegionImageDataset(twelve_phantoms, QUICK, CONFIG.windows)
     first, second = (collate_regions([data[i] for i in (0, 3, 7)]) for data in (coded, pixels))
     with torch.inference_mode():
         output, again = model.head(*first.inputs), model(*second.inputs)
     torch.testing.assert_close(output.y, again.y)
     torch.testing.assert_close(output.scores, again.scores, atol=1e-6, rtol=1e-3)
     assert second.codes is None
-    turned = RegionImageDataset(samples, QUICK, CONFIG.windows, random_poses=True)
+    turned = RegionImageDataset(twelve_phantoms, QUICK, CONFIG.windows, random_poses=True)
     assert not torch.equal(turned[(0, 5)].boxes, pixels[(0, 5)].boxes)
     torch.testing.assert_close(turned[(0, 5)].image, turned[(0, 5 + len(POSES))].image)
     torch.testing.assert_close(turned[0].image, pixels[0].image)

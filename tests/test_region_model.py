@@ -127,3 +127,16 @@ def test_several_sizes_are_listed_one_after_the_other():
     boxes = image_windows(mask, WindowConfig(sizes=(16, 32)))
     expected = torch.cat([sliding_windows(64, 64, 16, 8), sliding_windows(64, 64, 32, 16)])
     torch.testing.assert_close(boxes, expected)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_answers_as_the_cpu_does(model):
+    image = torch.randn(2, 1, 90, 70)
+    boxes, valid, places = pad_regions([sliding_windows(90, 70, 28, 14), sliding_windows(60, 50, 28, 14)])
+    with torch.inference_mode():
+        cpu = model(image, boxes, valid, places)
+        cuda = model.cuda()(*(value.cuda() for value in (image, boxes, valid, places)))
+    model.cpu()
+    torch.testing.assert_close(cuda.log_prob.cpu(), cpu.log_prob, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(cuda.scores.cpu(), cpu.scores, atol=1e-4, rtol=1e-3)
