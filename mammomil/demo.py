@@ -27,8 +27,9 @@ def run_demo(out: Path, seed: int = 0, force: bool = False) -> int:
     GMIC starts from the half-trained model in data_samples/weights and goes on with whole images and image
     labels alone, as the paper does. Without data_samples (an installed package) that start is trained first,
     on small fields of view with a label each, which phantoms can give and screening data cannot. The
-    dual-branch network learns its two branches from the same image labels, on codes of regions that an
-    encoder from data_samples/weights gives; without it, on those of a random encoder.
+    dual-branch network learns its two branches from the same image labels, on codes of regions by the encoder
+    in data_samples/weights, which has learned from labelled fields of other phantoms; without it, by a random
+    encoder.
 
     Raises:
         InputError: `out` cannot be used.
