@@ -25,7 +25,7 @@ def _demo(out: Path = Path("demo_output"), seed: int = 0, force: bool = False) -
 
     Starts from a half-trained GMIC in data_samples, says what it can do, trains it on, trains a dual-branch
     network from the same labels, and shows both on the same exams, which neither has seen. Needs no network
-    and no GPU; takes about six minutes on two cores. Look at OUT/report/report.html. A demo that was stopped
+    and no GPU; takes about five minutes on two cores. Look at OUT/report/report.html. A demo that was stopped
     goes on where it was.
 
     Args:
