@@ -5,7 +5,7 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from torch import nn
@@ -44,6 +44,7 @@ class _Plan(NamedTuple):
         collate: makes batches of both.
         failures: (image_id, reason) of images that cannot be used.
         facts: what the results should say beside the settings.
+        views: how the model's paper brings the views of a breast together.
     """
 
     model: Model
@@ -55,6 +56,7 @@ class _Plan(NamedTuple):
     collate: Callable[[list], Any]
     failures: list[tuple[str, str]]
     facts: dict[str, Any]
+    views: Literal["mean", "max"] = "mean"
 
 
 def run_training(run: Run, progress: bool = True) -> FitResult:
@@ -93,7 +95,7 @@ def run_training(run: Run, progress: bool = True) -> FitResult:
     result = fit(
         plan.part(plan.model), plan.objective, (plan.data, plan.sampler), valid, run.train, run.out,
         settings=settings, resume=run.resume, breast=None if valid is None else breast_codes(valid),
-        on_best=keep, collate=plan.collate, progress=progress,
+        views=plan.views, on_best=keep, collate=plan.collate, progress=progress,
     )  # fmt: skip
     if not result.interrupted and plan.judged:
         _judge(run, plan, progress)
@@ -163,7 +165,7 @@ def _plan_regions(run: DualBranchRun, index: Index, progress: bool) -> _Plan:
     }
     part = _all_of_it if run.end_to_end else _head_of_it
     sampler = ShuffledSampler(len(train), seed)
-    return _Plan(model, part, run.objective, train, sampler, data, collate_regions, failures, facts)
+    return _Plan(model, part, run.objective, train, sampler, data, collate_regions, failures, facts, "max")
 
 
 def _all_of_it(model: Any) -> nn.Module:
@@ -256,7 +258,7 @@ def _judge(run: Run, plan: _Plan, progress: bool) -> None:
     lines: list[list[Any]] = []
     for split, data in plan.judged.items():
         loader = accelerator.prepare(DataLoader(data, run.train.batch_size, collate_fn=plan.collate))
-        found = evaluate(model, plan.objective, loader, accelerator, breast_codes(data))
+        found = evaluate(model, plan.objective, loader, accelerator, breast_codes(data), plan.views)
         result[split] = {"images": len(data), **found.figures}
         if found.prob is None:
             continue

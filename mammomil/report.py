@@ -85,8 +85,10 @@ def write_tables(out: str | Path, rows: Sequence[Row], failures: Sequence[Failur
 
 
 def breast_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """Average the views of each breast (checklist G12), first within and then over views.
+    """Bring the views of each breast together, as the papers of the models do.
 
+    GMIC's are averaged (checklist G12), first within and then over views; of the dual branch's the largest
+    counts (D26).
     Only images of known laterality count. Without an index the folder of a file stands for its exam; where
     such a folder holds a view of one side twice, it mixes exams or patients, and that breast is left out.
 
@@ -106,7 +108,11 @@ def breast_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
             views.setdefault(row.prediction.view, []).append(row.prediction.prob)
         if not images[0].exam_id and len(views) < len(images):
             continue
-        benign, malignant = np.mean([np.mean(v, 0, dtype=float) for v in views.values()], 0).tolist()
+        if images[0].prediction.ranks_regions:
+            both = np.max([row.prediction.prob for row in images], 0)
+        else:
+            both = np.mean([np.mean(v, 0, dtype=float) for v in views.values()], 0)
+        benign, malignant = both.astype(float).tolist()
         table.append(
             dict(zip(BREAST_COLUMNS[:4], key, strict=True))
             | {"views": "+".join(sorted(filter(None, views))), "images": len(images)}
@@ -251,7 +257,8 @@ def _breasts(table: Sequence[Mapping[str, Any]]) -> str:
         for b in table
     ]
     return (
-        "<h2>Breasts</h2><p>The mean of the views of each breast. An exam without an index is a folder.</p>"
+        "<h2>Breasts</h2><p>The mean of the views of each breast for GMIC, the largest for the dual-branch "
+        "network, as their papers have it. An exam without an index is a folder.</p>"
         + _table("Breasts", ("Exam", "Side", "Views", "Model", *_P_HEADS), body)
     )
 

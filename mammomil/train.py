@@ -93,6 +93,7 @@ def fit(
     settings: dict[str, Any] | None = None,
     resume: bool = False,
     breast: np.ndarray | None = None,
+    views: Literal["mean", "max"] = "mean",
     on_best: Callable[[nn.Module, dict[str, Any], Evaluation | None], None] | None = None,
     collate: Callable[[list], Batch] | None = None,
     progress: bool = True,
@@ -112,6 +113,7 @@ def fit(
         settings: everything else that defines the run, JSON-able; kept in `config.json`, compared on resume.
         resume: continue the run in `out` if it has begun.
         breast: breast of each row of `valid`, see `evaluate`.
+        views: how the views of a breast become one score, see `evaluate`.
         on_best: called on the main process with the model, the epoch's metrics and the validation answers,
             whenever `config.monitor` improves (without validation data: after every epoch).
         collate: turns samples into a `Batch`; the data set's own by default.
@@ -221,7 +223,7 @@ def fit(
                 )
             found = None
             if judge is not None:
-                found = evaluate(wrapped, objective, judge, accelerator, breast)
+                found = evaluate(wrapped, objective, judge, accelerator, breast, views)
                 row["val"] = found.figures
             row["seconds"] = round(spent + time.monotonic() - start, 2)
             better = _is_better(row, history, config.monitor)
@@ -248,7 +250,12 @@ def fit(
 
 @torch.no_grad()
 def evaluate(
-    model: nn.Module, objective: Objective, loader: Any, accelerator: Any, breast: np.ndarray | None = None
+    model: nn.Module,
+    objective: Objective,
+    loader: Any,
+    accelerator: Any,
+    breast: np.ndarray | None = None,
+    views: Literal["mean", "max"] = "mean",
 ) -> Evaluation:
     """Judge a model on all images of a loader.
 
@@ -257,7 +264,9 @@ def evaluate(
         objective: its terms become `loss_<term>`, averaged over images, and `loss`.
         loader: a prepared loader of `Batch`.
         accelerator: gathers the answers of all processes, each image once.
-        breast: breast of each row, to average its views (checklist G12); -1 where unknown.
+        breast: breast of each row, to bring its views together; -1 where unknown.
+        views: score of a breast, the mean of its views (GMIC, checklist G12) or the largest (dual branch,
+            D26).
 
     Returns:
         Figures: loss, and where the output has them the AUC of `y`, `y_loc`, `y_mil` per finding and image,
@@ -294,15 +303,21 @@ def evaluate(
         codes = breast[row]
         for c, finding in enumerate(FINDINGS):
             known = ~np.isnan(label[:, c])
-            truth, score = (_group_mean(codes[known], v[known, c]) for v in (label, prob["y"]))
-            figures[f"auc_breast_{finding}"] = auc_score((truth > 0).astype(float), score)
+            truth = _by_group(codes[known], label[known, c], "max")
+            figures[f"auc_breast_{finding}"] = auc_score(
+                truth, _by_group(codes[known], prob["y"][known, c], views)
+            )
     return Evaluation(figures, row, label, prob.get("y"))
 
 
-def _group_mean(codes: np.ndarray, values: np.ndarray) -> np.ndarray:
-    """Mean of `values` per code, in the order of the codes."""
+def _by_group(codes: np.ndarray, values: np.ndarray, how: str) -> np.ndarray:
+    """Mean or maximum of `values` per code, in the order of the codes."""
     _, group = np.unique(codes, return_inverse=True)
-    return np.bincount(group, values) / np.bincount(group)
+    if how == "mean":
+        return np.bincount(group, values) / np.bincount(group)
+    largest = np.full(group.max(initial=-1) + 1, -np.inf)
+    np.maximum.at(largest, group, values)
+    return largest
 
 
 def _precision(choice: str) -> str:

@@ -129,6 +129,19 @@ def test_a_folder_stands_for_an_exam_unless_it_mixes_several():
     assert [(b["exam_id"], b["images"]) for b in table] == [("p1", 2)]
 
 
+def test_a_breast_of_the_dual_branch_is_its_most_suspicious_view():
+    """Checklist D26; GMIC averages, G12."""
+    views = [("CC", (0.2, 0.9)), ("MLO", (0.6, 0.1)), ("MLO", (0.3, 0.2))]
+    for regions, expected in ((True, (0.6, 0.9)), (False, (0.325, 0.525))):
+        places = {"boxes": np.zeros((3, 4)), "scores": np.zeros((3, 2))} if regions else {}
+        rows = [
+            Row(prediction(f"i{n}", prob, view=view, **places), "exam", "patient")
+            for n, (view, prob) in enumerate(views)
+        ]
+        (breast,) = breast_table(rows)
+        assert (breast["p_benign"], breast["p_malignant"]) == pytest.approx(expected, abs=1e-6)
+
+
 def test_the_page_shows_what_was_given(tmp_path):
     rows = [
         Row(

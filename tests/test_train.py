@@ -241,6 +241,10 @@ def test_evaluate_weighs_images_not_batches_and_averages_views():
     pairs = [(scores[p] > scores[n]) + 0.5 * (scores[p] == scores[n]) for p in (0, 2) for n in (1, 3)]
     assert found.figures["auc_breast_malignant"] == pytest.approx(np.mean(pairs))
     assert found.figures["auc_benign"] is None
+    largest = evaluate(model, GMICObjective(), loader, Accelerator(), breast, "max")  # the dual branch's way
+    scores = [y[:2].max(), y[2:4].max(), y[4:6].max(), y[6]]
+    pairs = [(scores[p] > scores[n]) + 0.5 * (scores[p] == scores[n]) for p in (0, 2) for n in (1, 3)]
+    assert largest.figures["auc_breast_malignant"] == pytest.approx(np.mean(pairs))
 
 
 def test_training_from_another_thread_works(tmp_path):
