@@ -144,7 +144,8 @@ def semi_supervised_objective(
         log_det: log p_det over all regions, Eq. 2, not the masked one (reading A5); None where a method has
             no ranking, when Eq. 9 is left out.
         log_prob: (log p(y=0), log p(y=1)) per finding, Eq. 3.
-        label: 0, 1, or NaN where unknown, which counts neither as W nor among the n of the benign term.
+        label: 0, 1, or NaN where unknown, which counts neither as W nor among the n of the benign term. From
+            the BI-RADS category of a malignant image alone its benign label is unknown (reading A13).
         region_label: 1 malignant, 0 benign or normal, -1 ignored, Eq. 7.
         annotated: images whose malignant findings were all placed.
         valid: False for padding.

@@ -101,6 +101,8 @@ class RegionCanvases(Canvases):
     def look(self, row: int, pose: Pose = POSES[0], prepared: Prepared | None = None) -> Look:
         """Hold an image, cut it into windows, and label them where the image is annotated.
 
+        Lesions are compared pixel by pixel, a box standing for one without a mask (reading A9).
+
         Raises:
             InputError: the file or a mask cannot be read, or no window lies in the breast.
         """
