@@ -188,7 +188,7 @@ def db_baseline_prob(
 
 
 def drop_mask(like: Float[Tensor, "*n"], share: float) -> tuple[Bool[Tensor, "*n"], float]:
-    """Draw what dropout drops: a random byte a feature, a sixth of the time torch's takes on a CPU.
+    """Draw what dropout drops from a random byte a feature, which is cheaper on a CPU than torch's own.
 
     Args:
         like: gives shape and device.
