@@ -1,41 +1,127 @@
-"""Figures of merit that scikit-learn lacks, named and oriented like its own; numpy in, numbers out."""
+"""Figures of merit, named and oriented like scikit-learn's; numpy in, numbers out.
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+What all of them share. Labels are 0, 1, or NaN where unknown: unknown images are left out, and a metric that
+the known ones do not define is None. Scores are larger for 1 and finite, and only those of known labels are
+looked at; a NaN or an infinite one is a ValueError, as is any other label. Equal scores are called together.
+FROC curves and hits of lesions live in `froc`, intervals in `intervals`; all are found here by name.
+"""
+
+from typing import Literal
 
 import numpy as np
-from jaxtyping import Float, Shaped
+from jaxtyping import Float, Int, Shaped
+
+from mammomil.froc import (
+    continuous_prf,
+    froc_curve,
+    inside_any,
+    map_peak,
+    mean_prf,
+    sensitivity_at_fppi,
+    top_region_iom,
+)
+from mammomil.intervals import (
+    DelongTest,
+    bootstrap_ci,
+    bootstrap_rows,
+    check_scores,
+    delong,
+    delong_ci,
+    delong_test,
+    known_rows,
+)
+
+__all__ = [
+    "DelongTest",
+    "any_finding",
+    "auc_score",
+    "average_precision",
+    "bootstrap_ci",
+    "bootstrap_rows",
+    "brier_score",
+    "continuous_prf",
+    "delong",
+    "delong_ci",
+    "delong_test",
+    "expected_calibration_error",
+    "froc_curve",
+    "group_scores",
+    "inside_any",
+    "map_peak",
+    "mean_prf",
+    "mean_score",
+    "partial_auc_ratio",
+    "reliability_curve",
+    "sensitivity_at_fppi",
+    "specificity_at_sensitivity",
+    "top_region_iom",
+]
+
+
+def _both_classes(
+    y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]] | None:
+    """Labels and scores of the images with a known label; None where they are of one class."""
+    known = known_rows(y, s)
+    y, s = y[known], s[known]
+    return (y, s) if (y == 1).any() and (y == 0).any() else None
 
 
 def auc_score(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | None:
-    """Area under the ROC curve (scikit-learn's) over the known labels.
+    """Area under the ROC curve over the known labels.
+
+    The share of pairs of a positive and a negative that are in order, from SciPy's ranks: scikit-learn's
+    number in a twentieth of its time, most of which is checks. Intervals compute it a thousand times.
 
     Args:
         y: 0, 1, or NaN where unknown.
-        s: scores, larger for 1.
+        s: scores, larger for 1, finite. Of a tied pair each gets half.
 
     Returns:
         The area in [0, 1]; None where the known labels are of one class, which has no ROC curve.
     """
-    from sklearn.metrics import roc_auc_score
+    from scipy.stats import rankdata
 
-    known = ~np.isnan(y)
-    if len(np.unique(y[known])) < 2:
+    if (rows := _both_classes(y, s)) is None:
         return None
-    return float(roc_auc_score(y[known], s[known]))
+    y, s = rows
+    positive = int(y.sum())
+    pairs = rankdata(s)[y == 1].sum() - positive * (positive + 1) / 2
+    return float(pairs / (positive * (len(y) - positive)))
+
+
+def average_precision(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | None:
+    """Area under the precision-recall curve, in steps (scikit-learn's average precision).
+
+    Args:
+        y: 0, 1, or NaN where unknown.
+        s: scores, larger for 1, finite. Equal ones make one step of the curve.
+
+    Returns:
+        The sum over thresholds of precision times the gain in recall, in (0, 1]; chance is about the share of
+        positives. None where the known labels are of one class.
+    """
+    from sklearn.metrics import average_precision_score
+
+    rows = _both_classes(y, s)
+    return None if rows is None else float(average_precision_score(*rows))
 
 
 def _roc(
     y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]
 ) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"]] | None:
-    """Sensitivity and specificity at every threshold, from "none called" down; None of one class."""
-    from sklearn.metrics import roc_curve
+    """Sensitivity and specificity at every threshold, from "none called" down; None of one class.
 
-    known = ~np.isnan(y)
-    if len(np.unique(y[known])) < 2:
+    The points of scikit-learn's `roc_curve` without its checks, which take ten times as long: intervals ask
+    for thousands of curves.
+    """
+    if (rows := _both_classes(y, s)) is None:
         return None
-    fpr, tpr, _ = roc_curve(y[known], s[known], drop_intermediate=False)
-    return tpr, 1 - fpr
+    order = np.argsort(-rows[1], kind="stable")
+    y, s = (column[order] for column in rows)
+    last = np.flatnonzero(np.append(s[1:] != s[:-1], True))  # equal scores are called together
+    called, hits = np.append(0, last + 1), np.append(0, y.cumsum()[last])
+    return hits / hits[-1], 1 - (called - hits) / (len(y) - hits[-1])
 
 
 def _interpolated_specificity(
@@ -100,182 +186,136 @@ def specificity_at_sensitivity(
     return float(curve[1][np.argmax(curve[0] >= sensitivity)])
 
 
-def _check_froc_image(image: Mapping[str, Any]) -> None:
-    """Say in a sentence what is wrong with one image of `froc_curve`."""
-    label, score, region_score, iom = (image[key] for key in ("label", "score", "region_score", "iom"))
-    if label not in (0, 1):
-        raise ValueError(f"label is 0, 1 or NaN, not {label}.")
-    if iom.ndim != 2 or region_score.shape != iom.shape[:1]:
-        raise ValueError(
-            f"region_score (m,) and iom (m, n) do not fit: {region_score.shape} and {iom.shape}."
-        )
-    if label == 0 and iom.shape[1]:
-        raise ValueError(f"an image with label 0 has {iom.shape[1]} lesions; pass those of the class only.")
-    if np.isnan(score) or not (region_score < np.inf).all():
-        raise ValueError(
-            "score is NaN, or region_score NaN or inf; a region that is no detection has score 0."
-        )
+def _known_probabilities(
+    y: Float[np.ndarray, "n"], p: Float[np.ndarray, "n"]
+) -> tuple[Float[np.ndarray, "k"], Float[np.ndarray, "k"]]:
+    """Labels and probabilities of the images with a known label."""
+    known = known_rows(y, p)
+    y, p = y[known], p[known]
+    if (odd := (p < 0) | (p > 1)).any():
+        raise ValueError(f"probabilities are in [0, 1], not {p[odd][0]:g}.")
+    return y, p
 
 
-def froc_curve(
-    images: Sequence[Mapping[str, Any]],
-    alpha: float = 0.5,
-    operating_sensitivity: float = 0.85,
-    gate: bool = True,
-    fppi_over: Literal["classified", "all"] = "classified",
-    per: Literal["image", "lesion"] = "image",
-) -> tuple[Float[np.ndarray, "t"], Float[np.ndarray, "t"], Float[np.ndarray, "t"]] | None:
-    """Free-response ROC curve of the regions in the images called positive (checklist D27).
-
-    The gate (reading A26): tau is the largest image score that, as a threshold, calls at least
-    `operating_sensitivity` of the positive images positive; only images with score >= tau are classified as
-    positive, and the positive ones among them are the true-positive set. At a threshold t on the regions:
-
-    * sensitivity (A28) is the fraction of the true-positive set with a region of score >= t that has
-      IoM >= alpha with any lesion;
-    * FPPI (A27) counts every region of score >= t that hits no lesion, in all classified images, positive or
-      not, with no suppression of overlaps and no ignored border, and divides by the number of these images.
-
-    A positive image without a placed lesion (n = 0) cannot be judged, as what its regions hit is not known.
-    It takes part in finding tau, and in nothing else: neither in the true-positive set nor in FPPI.
+def brier_score(y: Float[np.ndarray, "n"], p: Float[np.ndarray, "n"]) -> float | None:
+    """Mean squared distance of probabilities from labels (scikit-learn's Brier score), 0 at best.
 
     Args:
-        images: one mapping each, of `label` (0, 1, or NaN where unknown: left out); `score` of the image,
-            larger for 1; `region_score` (m,), larger where a lesion is likelier, where a score <= 0 (-inf
-            included) is no detection, as of regions that region selection dropped (reading A4); and `iom`
-            (m, n) of each region with each lesion of the class, see `regions.iom`. m and n may be 0, and n is
-            0 where the label is.
-        alpha: the least IoM of a hit, in (0, 1].
-        operating_sensitivity: sensitivity of the gate, in (0, 1]; reaching it exactly is enough.
-        gate: False takes every image for classified as positive.
-        fppi_over: what FPPI is divided by: "classified" images, or "all" with a known label. The count of
-            false positives is the same.
-        per: "lesion" makes sensitivity the fraction of the lesions in the true-positive set that are hit.
+        y: 0, 1, or NaN where unknown. One class is enough.
+        p: probability of 1, in [0, 1].
 
     Returns:
-        (sensitivity in [0, 1], fppi in [0, inf), thresholds), the first two never decreasing and thresholds
-        strictly descending. They start at (0, 0, inf), then each distinct score > 0 of a region in the images
-        that are scored, the lowest one included, has one point; equal scores are detected together. None
-        where the true-positive set is empty, so also without positive images; negatives are not needed.
+        The mean in [0, 1]; None without a known label.
     """
-    for name, value in (("alpha", alpha), ("operating_sensitivity", operating_sensitivity)):
-        if not 0 < value <= 1:
-            raise ValueError(f"{name} is in (0, 1], not {value}.")
-    images = [image for image in images if not np.isnan(image["label"])]
-    for image in images:
-        _check_froc_image(image)
-    positives = np.sort([image["score"] for image in images if image["label"] == 1])[::-1]
-    if not len(positives):
-        return None
-    reached = np.arange(1, len(positives) + 1) / len(positives)
-    tau = positives[np.argmax(reached >= operating_sensitivity)] if gate else -np.inf
+    from sklearn.metrics import brier_score_loss
 
-    placed = [image for image in images if image["label"] == 0 or image["iom"].shape[1]]
-    classified = [image for image in placed if image["score"] >= tau]
-    scores, misses, best = [np.zeros(0)], [np.zeros(0)], [np.zeros(0)]  # best: the last score that still hits
-    for image in classified:
-        score, hit = image["region_score"], image["iom"] >= alpha  # (m,), (m, n)
-        scores.append(score)
-        misses.append(score[~hit.any(1)])
-        if image["label"] == 1:
-            lesions = np.where(hit, score[:, None], 0).max(0, initial=0)  # (n,)
-            best.append({"image": lesions.max(keepdims=True), "lesion": lesions}[per])
-    hits, false = np.sort(np.concatenate(best)), np.sort(np.concatenate(misses))
-    if not len(hits):
-        return None
-    thresholds = np.unique(np.concatenate(scores))[::-1]
-    thresholds = np.concatenate([[np.inf], thresholds[thresholds > 0]])
-    n_hit, n_false = (len(a) - np.searchsorted(a, thresholds) for a in (hits, false))
-    n_images = {"classified": len(classified), "all": len(placed)}[fppi_over]
-    return n_hit / len(hits), n_false / n_images, thresholds
+    y, p = _known_probabilities(y, p)
+    return float(brier_score_loss(y, p, pos_label=1)) if len(y) else None
 
 
-def sensitivity_at_fppi(
-    sensitivity: Float[np.ndarray, "t"], fppi: Float[np.ndarray, "t"], at: float
-) -> float:
-    """Best sensitivity of a FROC curve among its points with FPPI <= `at`, 0 without one (reading A30)."""
-    return float(sensitivity[fppi <= at].max(initial=0))
+def reliability_curve(
+    y: Float[np.ndarray, "n"],
+    p: Float[np.ndarray, "n"],
+    n_bins: int = 10,
+    strategy: Literal["uniform", "quantile"] = "uniform",
+) -> tuple[Float[np.ndarray, "b"], Float[np.ndarray, "b"], Int[np.ndarray, "b"]]:
+    """Probabilities against what is observed, bin by bin: scikit-learn's calibration curve, with counts.
+
+    A bin holds its upper edge and not its lower one, (0.1, 0.2], as in Guo et al. 2017; the first holds its
+    lower edge too. Equal probabilities share a bin. So where several quantiles are equal, the bins between
+    them hold nothing, and fewer than `n_bins` come back.
+
+    Args:
+        y: 0, 1, or NaN where unknown. One class is enough.
+        p: probability of 1, in [0, 1].
+        n_bins: how many bins, at least 1.
+        strategy: "uniform" bins are of one width, from 0 to 1; "quantile" ones hold about as many images
+            each, from the least probability to the largest.
+
+    Returns:
+        (mean probability, observed share of 1, count) of each bin that is not empty, by rising probability;
+        three empty arrays without a known label.
+    """
+    if n_bins < 1:
+        raise ValueError(f"n_bins is at least 1, not {n_bins}.")
+    y, p = _known_probabilities(y, p)
+    inner = np.linspace(0, 1, n_bins + 1)[1:-1]
+    if strategy == "quantile":
+        inner = np.percentile(p, 100 * inner) if len(p) else inner  # to the bit what scikit-learn takes
+    of_image = np.searchsorted(inner, p)  # "left": an edge belongs to the bin below
+    count, total, ones = (np.bincount(of_image, weights, n_bins) for weights in (None, p, y))
+    full = count > 0
+    return total[full] / count[full], ones[full] / count[full], count[full]
+
+
+def expected_calibration_error(
+    y: Float[np.ndarray, "n"], p: Float[np.ndarray, "n"], n_bins: int = 10
+) -> float | None:
+    """Mean gap between probability and observed share over bins of one width (Guo et al. 2017, Eq. 3).
+
+    Args:
+        y: 0, 1, or NaN where unknown. One class is enough.
+        p: probability of 1, in [0, 1].
+        n_bins: of `reliability_curve`. More bins find larger gaps, of chance too.
+
+    Returns:
+        The gaps weighted by the bins' counts, in [0, 1]; None without a known label.
+    """
+    mean, share, count = reliability_curve(y, p, n_bins)
+    return float(np.average(np.abs(share - mean), weights=count)) if len(count) else None
+
+
+def any_finding(label: Float[np.ndarray, "n 2"]) -> Float[np.ndarray, "n"]:
+    """Label of "benign or malignant" against none (MB vs N, checklist D25).
+
+    Args:
+        label: benign and malignant, 0, 1, or NaN where unknown.
+
+    Returns:
+        1 where a finding is known to be there, 0 where both are known not to be, NaN otherwise.
+    """
+    known_rows(label.ravel())
+    present, absent = (label == 1).any(1), (label == 0).all(1)
+    return np.where(present, 1.0, np.where(absent, 0.0, np.nan))
+
+
+def group_scores(
+    y: Float[np.ndarray, "n"],
+    s: Float[np.ndarray, "n"],
+    groups: Shaped[np.ndarray, "n"],
+    how: Literal["mean", "max"] = "mean",
+) -> tuple[Float[np.ndarray, "g"], Float[np.ndarray, "g"], Shaped[np.ndarray, "g"]]:
+    """Bring images together: views to a breast, or breasts to an exam.
+
+    A group is 1 if any of its images is known to be, 0 if the known ones are 0, and NaN if none is known. Its
+    score is that of the images with a known label, since one that is unknown must not be judged as if it
+    were 0; of a group that is unknown, the score of all.
+
+    Args:
+        y: 0, 1, or NaN where unknown.
+        s: scores, larger for 1, finite; those of unknown images too.
+        groups: breast or exam of each image.
+        how: score of a group, the "mean" of its images (GMIC, checklist G12) or the largest ("max": dual
+            branch, D26).
+
+    Returns:
+        (label, score, name) of each group, sorted by name; empty where there is no image.
+    """
+    known = known_rows(y)
+    check_scores(s)
+    names, group = np.unique(groups, return_inverse=True)
+    label = np.full(len(names), np.nan)
+    np.fmax.at(label, group, y)  # passes over NaN
+    counted = known | np.isnan(label)[group]
+    group, s = group[counted], s[counted]
+    if how == "mean":
+        return label, np.bincount(group, s, len(names)) / np.bincount(group, minlength=len(names)), names
+    largest = np.full(len(names), -np.inf)
+    np.maximum.at(largest, group, s)
+    return label, largest, names
 
 
 def mean_score(y: Float[np.ndarray, "n"], s: Float[np.ndarray, "n"]) -> float | None:
     """Mean of `s`, whatever `y` is: the share of hits, in the form `bootstrap_ci` takes. None of nothing."""
+    check_scores(s)
     return float(s.mean()) if len(s) else None
-
-
-def top_region_iom(scores: Float[np.ndarray, "k"], iom: Float[np.ndarray, "k n"]) -> float | None:
-    """Overlap of the region a model trusts most with the lesion it overlaps most.
-
-    Args:
-        scores: evidence of each region; of equal ones the first counts.
-        iom: IoM of each region with each lesion, see `regions.iom`.
-
-    Returns:
-        The IoM in [0, 1]; None without regions or without lesions.
-    """
-    return float(iom[np.argmax(scores)].max()) if iom.size else None
-
-
-def map_peak(
-    saliency: Float[np.ndarray, "h w"], map_box: Float[np.ndarray, "4"]
-) -> tuple[Float[np.ndarray, "2"], int]:
-    """Find the place where a map is highest.
-
-    A saturated sigmoid gives its maximum to several cells. Taking the first of them would favour the top
-    left, so the mean of their places is taken; it may lie between them, where the map is lower.
-
-    Args:
-        saliency: one finding's map.
-        map_box: the rectangle it covers, xyxy.
-
-    Returns:
-        The peak, (x, y) of a cell's centre in the pixels of `map_box`; and how many cells share the maximum.
-    """
-    rows, columns = np.nonzero(saliency == saliency.max())
-    cells = np.array([columns.mean() + 0.5, rows.mean() + 0.5])  # in cells
-    return map_box[:2] + cells * (map_box[2:] - map_box[:2]) / saliency.shape[::-1], len(rows)
-
-
-def inside_any(point: Float[np.ndarray, "2"], boxes: Float[np.ndarray, "n 4"]) -> bool:
-    """Say whether a point lies in one of some xyxy boxes, left and top edges included (the pointing game)."""
-    return bool(((point >= boxes[:, :2]) & (point < boxes[:, 2:])).all(1).any())
-
-
-def bootstrap_ci(
-    metric: Callable[[np.ndarray, np.ndarray], float | None],
-    y: Float[np.ndarray, "n"],
-    s: Float[np.ndarray, "n"],
-    groups: Shaped[np.ndarray, "n"],
-    confidence: float = 0.95,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> tuple[float, float] | None:
-    """Percentile bootstrap interval of a metric, drawing patients with replacement and all their images.
-
-    Drawing images in place of patients would count two views of one breast as two witnesses, and make the
-    interval too narrow.
-
-    Args:
-        metric: (labels, scores) to a number, or None where it is not defined.
-        y: labels.
-        s: scores.
-        groups: patient of each image.
-        confidence: probability the interval is meant to cover.
-        n_resamples: how many samples are drawn; those where the metric is not defined are left out.
-        seed: seed of the drawing.
-
-    Returns:
-        (low, high), or None where the metric is not defined on the data itself.
-    """
-    if metric(y, s) is None:
-        return None
-    _, codes = np.unique(groups, return_inverse=True)
-    order = np.argsort(codes, kind="stable")
-    members = np.split(order, np.cumsum(np.bincount(codes))[:-1])
-    rng = np.random.default_rng(seed)
-    values = []
-    for _ in range(n_resamples):
-        drawn = np.concatenate([members[g] for g in rng.integers(len(members), size=len(members))])
-        if (value := metric(y[drawn], s[drawn])) is not None:
-            values.append(value)
-    low, high = np.quantile(values, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)

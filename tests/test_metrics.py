@@ -2,25 +2,26 @@ import itertools
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
-from scipy import stats
+from sklearn.calibration import calibration_curve
 from sklearn.metrics import roc_auc_score
 
+from mammomil import froc, intervals, metrics
 from mammomil.metrics import (
+    any_finding,
     auc_score,
+    average_precision,
     bootstrap_ci,
-    froc_curve,
-    inside_any,
-    map_peak,
+    brier_score,
+    expected_calibration_error,
+    group_scores,
     mean_score,
     partial_auc_ratio,
-    sensitivity_at_fppi,
+    reliability_curve,
     specificity_at_sensitivity,
-    top_region_iom,
 )
-from mammomil.regions import iom
+from mammomil.train import _by_group
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, np.nan]), st.integers(0, 5)), min_size=1, max_size=12))
@@ -28,106 +29,6 @@ def test_auc_score_counts_pairs_and_leaves_unknown_labels_out(rows):
     y, s = (np.array(column, float) for column in zip(*rows, strict=True))
     pairs = [(p > n) + 0.5 * (p == n) for p in s[y == 1] for n in s[y == 0]]
     assert auc_score(y, s) == (pytest.approx(np.mean(pairs)) if pairs else None)
-
-
-def mean_of_positives(y: np.ndarray, s: np.ndarray) -> float | None:
-    """A metric that is quick, and not defined without positives."""
-    return float(s[y == 1].mean()) if (y == 1).any() else None
-
-
-def test_bootstrap_of_single_images_agrees_with_scipy():
-    rng = np.random.default_rng(0)
-    y = (rng.random(120) < 0.4).astype(float)
-    s = rng.normal(size=120) + y
-    ours = bootstrap_ci(mean_of_positives, y, s, np.arange(120), n_resamples=3000)
-    theirs = stats.bootstrap(
-        (y, s),
-        lambda *a: mean_of_positives(*a),
-        paired=True,
-        vectorized=False,
-        method="percentile",
-        n_resamples=3000,
-        rng=1,
-    ).confidence_interval
-    assert ours == pytest.approx(tuple(theirs), abs=0.015)
-
-
-def test_copies_of_an_image_do_not_narrow_the_interval():
-    """Four copies of every image are no new evidence: by patient the interval stays, by image it halves."""
-    rng = np.random.default_rng(1)
-    y = (rng.random(80) < 0.5).astype(float)
-    s = rng.normal(size=80) + y
-    once = bootstrap_ci(mean_of_positives, y, s, np.arange(80))
-    four = [np.repeat(a, 4) for a in (y, s, np.arange(80))]
-    assert bootstrap_ci(mean_of_positives, *four) == pytest.approx(once, abs=0.01)
-    careless = bootstrap_ci(mean_of_positives, four[0], four[1], np.arange(320))
-    assert careless[1] - careless[0] < 0.6 * (once[1] - once[0])
-
-
-def test_the_interval_covers_the_truth_as_often_as_it_says():
-    """Views of a patient share her offset; drawing patients must still cover the mean, which is 0."""
-    rng = np.random.default_rng(2)
-    hits, trials = 0, 300
-    groups = np.repeat(np.arange(60), 2)
-    for seed in range(trials):
-        s = np.repeat(rng.normal(size=60), 2) + 0.1 * rng.normal(size=120)
-        low, high = bootstrap_ci(
-            mean_of_positives, np.ones(120), s, groups, confidence=0.8, n_resamples=200, seed=seed
-        )
-        hits += low <= 0 <= high
-    assert abs(hits / trials - 0.8) < 3 * np.sqrt(0.8 * 0.2 / trials)
-
-
-def test_an_interval_of_the_auc():
-    y = np.repeat([0.0, 1.0], 20)
-    low, high = bootstrap_ci(auc_score, y, np.arange(40.0), np.arange(40), n_resamples=20)
-    assert (low, high) == (1.0, 1.0)
-
-
-def test_one_class_has_no_interval():
-    assert bootstrap_ci(auc_score, np.ones(3), np.arange(3.0), np.arange(3)) is None
-
-
-@given(st.integers(0, 4), st.integers(0, 3), st.integers(0, 2**20))
-def test_the_top_region_is_the_first_of_the_largest_scores(k, n, seed):
-    rng = np.random.default_rng(seed)
-    scores, iom = rng.integers(3, size=k).astype(float), rng.random((k, n))
-    best = None
-    for score, row in zip(scores, iom, strict=True):
-        if n and (best is None or score > best[0]):
-            best = (score, max(row))
-    assert top_region_iom(scores, iom) == (None if best is None else best[1])
-
-
-@given(st.integers(1, 4), st.integers(1, 5), st.integers(0, 2**20))
-def test_the_peak_of_a_map_is_the_mean_of_the_cells_that_share_its_maximum(h, w, seed):
-    rng = np.random.default_rng(seed)
-    saliency = rng.integers(3, size=(h, w)).astype(np.float32)
-    x0, y0, x1, y1 = box = np.array([-3.0, 2.0, 17.0, 32.0])
-    best, places = -1, []
-    for row in range(h):
-        for column in range(w):
-            place = (x0 + (x1 - x0) * (column + 0.5) / w, y0 + (y1 - y0) * (row + 0.5) / h)
-            if saliency[row, column] > best:
-                best, places = saliency[row, column], []
-            if saliency[row, column] == best:
-                places.append(place)
-    peak, tied = map_peak(saliency, box)
-    assert tied == len(places)
-    assert peak == pytest.approx(np.mean(places, axis=0))
-
-
-def test_a_point_on_the_left_or_top_edge_is_inside_and_on_the_others_not():
-    boxes = np.array([[0.0, 0.0, 2.0, 1.0], [5.0, 5.0, 6.0, 8.0]])
-    for point, inside in (
-        ((0, 0), True),
-        ((2, 0), False),
-        ((1, 1), False),
-        ((5.5, 7.9), True),
-        ((3, 3), False),
-    ):
-        assert inside_any(np.array(point, float), boxes) is inside
-    assert inside_any(np.zeros(2), np.zeros((0, 4))) is False
 
 
 def test_the_share_of_no_images_is_not_defined():
@@ -256,225 +157,192 @@ def test_sensitivities_out_of_range_are_refused():
             specificity_at_sensitivity(y, y, bad)
 
 
-def froc_image(label: float, score: float, regions: list[float], iom: list[list[float]], n: int) -> dict:
-    """One image of `froc_curve`: its regions' scores, and the IoM of each with each of n lesions."""
-    return {
-        "label": label,
-        "score": score,
-        "region_score": np.array(regions, float),
-        "iom": np.array(iom, float).reshape(len(regions), n),
-    }
+def test_every_metric_is_found_under_metrics():
+    assert set(metrics.__all__) <= set(vars(metrics))
+    for module in (froc, intervals):
+        own = {name for name, v in vars(module).items() if getattr(v, "__module__", 0) == module.__name__}
+        shown = {name for name in own if not name.startswith("_")} - {"known_rows", "check_scores"}
+        assert shown <= set(metrics.__all__)
+        assert all(getattr(metrics, name) is getattr(module, name) for name in shown)
 
 
-def random_images(seed: int) -> list[dict]:
-    """A few images with tied scores, dropped regions, unplaced lesions, unknown labels, empty images."""
+def test_average_precision_worked_out_by_hand():
+    y = np.array([1.0, 0.0, 1.0, 0.0, np.nan])
+    assert average_precision(y, np.array([4.0, 3.0, 2.0, 1.0, 9.0])) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(y, np.array([4.0, 2.0, 2.0, 1.0, 9.0])) == pytest.approx((1 + 2 / 3) / 2)
+    assert average_precision(y, np.zeros(5)) == 0.5  # all called together: the share of positives
+    assert average_precision(np.ones(3), np.arange(3.0)) is None
+
+
+@given(st.integers(0, 2**20))
+def test_average_precision_agrees_with_a_loop(seed):
+    y, s = random_scores(seed)
+    rows = [(a, b) for a, b in zip(y, s, strict=True) if a in (0, 1)]
+    n, total, found = sum(a for a, _ in rows), 0.0, 0.0
+    for t in sorted({b for _, b in rows}, reverse=True):
+        called = [a for a, b in rows if b >= t]
+        total += (sum(called) - found) * sum(called) / len(called)
+        found = sum(called)
+    expected = total / n if 0 < n < len(rows) else None
+    assert average_precision(y, s) == (None if expected is None else pytest.approx(expected))
+
+
+def random_probabilities(seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Up to 30 probabilities, many on the edges of bins, with labels of which a few are unknown."""
     rng = np.random.default_rng(seed)
-    images = []
-    for _ in range(rng.integers(0, 9)):
-        label = rng.choice([0.0, 1.0, np.nan], p=[0.4, 0.5, 0.1])
-        m, n = rng.integers(0, 6), 0 if label == 0 else rng.integers(0, 4)
-        regions = rng.choice([-np.inf, -1, 0, 0.2, 0.4, 0.4, 0.8], size=m)
-        iom = rng.choice([0, 0.49, 0.5, 1], size=(m, n), p=[0.5, 0.2, 0.2, 0.1])
-        images.append(froc_image(label, rng.integers(4) / 4, regions, iom, n))
-    return images
+    n = rng.integers(0, 31)
+    p = np.where(rng.random(n) < 0.5, rng.random(n), rng.integers(0, 11, n) / 10)
+    return rng.choice([0.0, 1.0, np.nan], size=n, p=[0.5, 0.4, 0.1]), p
 
 
-def naive_froc(images, alpha=0.5, operating_sensitivity=0.85, gate=True, fppi_over="classified", per="image"):
-    """Readings A26 to A28, one sentence at a time."""
-    images = [image for image in images if image["label"] in (0, 1)]
-    positive = [image["score"] for image in images if image["label"] == 1]
-    taus = [
-        t
-        for t in set(positive)
-        if sum(score >= t for score in positive) / len(positive) >= operating_sensitivity
-    ]
-    judged = [image for image in images if image["label"] == 0 or image["iom"].shape[1] > 0]
-    classified = [image for image in judged if not gate or (taus and image["score"] >= max(taus))]
-    true_set = [image for image in classified if image["label"] == 1]
-    if not true_set:
-        return None
-    thresholds = {float(t) for image in classified for t in image["region_score"] if t > 0}
-    points = []
-    for t in [np.inf, *sorted(thresholds, reverse=True)]:
-        false, found_images, found_lesions, n_lesions = 0, 0, 0, 0
-        for image in classified:
-            lesions = set()
-            for score, row in zip(image["region_score"], image["iom"], strict=True):
-                if score >= t:
-                    met = {j for j, overlap in enumerate(row) if overlap >= alpha}
-                    false += not met
-                    lesions |= met
-            found_images += bool(lesions)
-            found_lesions += len(lesions)
-            n_lesions += image["iom"].shape[1]
-        found = found_images / len(true_set) if per == "image" else found_lesions / n_lesions
-        points.append((found, false / len(judged if fppi_over == "all" else classified), t))
-    return points
+def test_the_brier_score_worked_out_by_hand():
+    y, p = np.array([1.0, 0.0, np.nan, 0.0]), np.array([0.8, 0.5, 0.1, 0.0])
+    assert brier_score(y, p) == pytest.approx((0.04 + 0.25) / 3)
+    assert brier_score(np.zeros(2), np.array([0.5, 1.0])) == 0.625  # one class is enough
+    assert brier_score(np.ones(1), np.ones(1)) == 0
+    assert brier_score(y[2:3], p[2:3]) is None
 
 
-FROC_OPTIONS = st.fixed_dictionaries(
-    {
-        "alpha": st.sampled_from([0.3, 0.5, 1.0]),
-        "operating_sensitivity": st.sampled_from([0.01, 0.5, 0.75, 0.85, 1.0]),
-        "gate": st.booleans(),
-        "fppi_over": st.sampled_from(["classified", "all"]),
-        "per": st.sampled_from(["image", "lesion"]),
-    }
+@given(st.integers(0, 2**20))
+def test_the_brier_score_agrees_with_a_loop(seed):
+    y, p = random_probabilities(seed)
+    squares = [(a - b) ** 2 for a, b in zip(y, p, strict=True) if a in (0, 1)]
+    assert brier_score(y, p) == (pytest.approx(sum(squares) / len(squares)) if squares else None)
+
+
+def test_a_reliability_curve_worked_out_by_hand():
+    """Five bins hold their upper edge, the first its lower one too; the middle one is empty."""
+    p = np.array([0.0, 0.2, 0.3, 0.4, 0.7, 0.95, 1.0, 0.5])
+    y = np.array([0.0, 1.0, 0.0, 0.0, 1.0, 1.0, 0.0, np.nan])
+    mean, share, count = reliability_curve(y, p, 5)
+    assert count.tolist() == [2, 2, 1, 2]
+    assert mean == pytest.approx([0.1, 0.35, 0.7, 0.975])
+    assert share.tolist() == [0.5, 0, 1, 0.5]
+    gaps = 2 * 0.4 + 2 * 0.35 + 0.3 + 2 * 0.475
+    assert expected_calibration_error(y, p, 5) == pytest.approx(gaps / 7)
+
+
+def test_equal_quantiles_leave_fewer_bins():
+    p = np.array([0.1, 0.5, 0.5, 0.5, 0.5, 0.5, 0.9, 0.9])
+    mean, share, count = reliability_curve(np.ones(8), p, 4, "quantile")
+    assert count.tolist() == [6, 2]  # the quartiles are 0.5, 0.5, 0.6
+    assert mean == pytest.approx([2.6 / 6, 0.9])
+    assert share.tolist() == [1, 1]
+    mean, _, count = reliability_curve(np.ones(4), np.full(4, 0.3), 4, "quantile")
+    assert (mean.tolist(), count.tolist()) == ([0.3], [4])
+
+
+@given(st.integers(0, 2**20), st.integers(1, 12), st.sampled_from(["uniform", "quantile"]))
+def test_the_reliability_curve_agrees_with_scikit_learn_and_loses_no_image(seed, n_bins, strategy):
+    y, p = random_probabilities(seed)
+    known = ~np.isnan(y)
+    mean, share, count = reliability_curve(y, p, n_bins, strategy)
+    assert count.sum() == known.sum()
+    if not known.any():
+        return
+    theirs = calibration_curve(y[known], p[known], pos_label=1, n_bins=n_bins, strategy=strategy)
+    np.testing.assert_allclose((share, mean), theirs, atol=1e-12)
+    assert (mean * count).sum() == pytest.approx(p[known].sum())  # what bins cannot change
+    assert (share * count).sum() == pytest.approx(y[known].sum())
+
+
+@given(st.integers(0, 2**20), st.integers(1, 12))
+def test_the_calibration_error_agrees_with_a_loop(seed, n_bins):
+    y, p = random_probabilities(seed)
+    edges = np.linspace(0, 1, n_bins + 1)
+    error, n = 0.0, sum(a in (0, 1) for a in y)
+    for k in range(n_bins):
+        inside = (p <= edges[k + 1]) & ((p > edges[k]) | (k == 0)) & ~np.isnan(y)
+        if inside.any():
+            error += inside.sum() / n * abs(y[inside].mean() - p[inside].mean())
+    assert expected_calibration_error(y, p, n_bins) == (pytest.approx(error, abs=1e-12) if n else None)
+    if n:
+        known = ~np.isnan(y)
+        assert expected_calibration_error(y, p, 1) == pytest.approx(abs(y[known].mean() - p[known].mean()))
+
+
+def test_probabilities_that_are_none_and_bins_that_are_none_are_refused():
+    y = np.array([0.0, 1.0])
+    for metric in (brier_score, reliability_curve, expected_calibration_error):
+        with pytest.raises(ValueError, match=r"probabilities are in \[0, 1\], not 1.2"):
+            metric(y, np.array([0.5, 1.2]))
+    with pytest.raises(ValueError, match="n_bins is at least 1, not 0"):
+        reliability_curve(y, y, 0)
+
+
+SCORE_METRICS = (
+    auc_score,
+    average_precision,
+    partial_auc_ratio,
+    lambda y, s: specificity_at_sensitivity(y, s, 0.5),
+    brier_score,
+    expected_calibration_error,
+    intervals.delong,
+    intervals.delong_ci,
+    lambda y, s: intervals.delong_test(y, s, s),
 )
 
 
-@settings(max_examples=400)
-@given(st.integers(0, 2**20), FROC_OPTIONS)
-def test_the_froc_curve_agrees_with_a_loop(seed, options):
-    images = random_images(seed)
-    points = naive_froc(images, **options)
-    curve = froc_curve(images, **options)
-    if points is None:
-        assert curve is None
-        return
-    np.testing.assert_allclose(np.stack(curve, 1), points, rtol=0, atol=1e-12)
+@pytest.mark.parametrize("metric", SCORE_METRICS)
+def test_scores_that_are_none_are_refused_and_unknown_images_left_out(metric):
+    y, s = np.array([0.0, 1.0, 0.0, 1.0, np.nan]), np.array([0.1, 0.3, 0.2, 0.2, np.nan])
+    assert metric(y, s) == metric(y[:4], s[:4])
+    for bad in (np.nan, np.inf):
+        with pytest.raises(ValueError, match="1 of 4 scores are NaN or infinite"):
+            metric(y, np.array([0.1, bad, 0.2, 0.2, 0.5]))
+    with pytest.raises(ValueError, match="labels are 0, 1 or NaN, not 2"):
+        metric(np.array([0.0, 1.0, 2.0]), s[:3])
+    assert metric(y[:0], s[:0]) is None
+    assert metric(y[4:], s[4:]) is None
 
 
-@given(st.integers(0, 2**20), FROC_OPTIONS)
-def test_the_froc_curve_rises_and_leaves_order_and_dropped_regions_out(seed, options):
-    images = random_images(seed)
-    if (curve := froc_curve(images, **options)) is None:
-        return
-    sensitivity, fppi, thresholds = curve
-    assert (sensitivity[0], fppi[0], thresholds[0]) == (0, 0, np.inf)
-    assert (np.diff(sensitivity) >= 0).all()
-    assert (np.diff(fppi) >= 0).all()
-    assert (np.diff(thresholds) < 0).all()
-    assert sensitivity[-1] <= 1
-    rng = np.random.default_rng(seed)
-    shuffled = []
-    for image in images:
-        kept = rng.permutation(np.flatnonzero(image["region_score"] > 0))
-        shuffled.append(image | {key: image[key][kept] for key in ("region_score", "iom")})
-    rng.shuffle(shuffled)
-    for ours, theirs in zip(froc_curve(shuffled, **options), curve, strict=True):
-        np.testing.assert_array_equal(ours, theirs)
+def test_the_mean_of_nothing_known_is_refused():
+    with pytest.raises(ValueError, match="1 of 2 scores"):
+        mean_score(np.zeros(2), np.array([1.0, np.nan]))
 
 
-def test_a_froc_curve_worked_out_by_hand():
-    """Two of three positives suffice for 0.6, so tau is 0.5: the third and one negative are not looked at."""
-    images = [
-        froc_image(1, 0.9, [0.8, 0.6, 0.4], [[0, 0], [0.7, 0], [0, 0.5]], 2),
-        froc_image(1, 0.5, [0.9, 0.3], [[0.49], [1]], 1),
-        froc_image(1, 0.4, [0.95], [[1]], 1),
-        froc_image(0, 0.5, [0.6, 0.0], [], 0),
-        froc_image(0, 0.1, [0.9], [], 0),
-    ]
-    sensitivity, fppi, thresholds = froc_curve(images, operating_sensitivity=0.6)
-    assert thresholds.tolist() == [np.inf, 0.9, 0.8, 0.6, 0.4, 0.3]
-    assert sensitivity.tolist() == [0, 0, 0, 0.5, 0.5, 1]
-    assert (3 * fppi).tolist() == [0, 1, 2, 3, 3, 3]
-    over_all = froc_curve(images, operating_sensitivity=0.6, fppi_over="all")
-    assert over_all[1] == pytest.approx(3 / 5 * fppi)
-    lesions = froc_curve(images, operating_sensitivity=0.6, per="lesion")
-    assert (3 * lesions[0]).tolist() == [0, 0, 0, 1, 2, 3]
-    ungated = froc_curve(images, gate=False)
-    assert ungated[2].tolist() == [np.inf, 0.95, 0.9, 0.8, 0.6, 0.4, 0.3]
-    assert (3 * ungated[0]).tolist() == [0, 1, 1, 1, 2, 2, 3]
-    assert (5 * ungated[1]).tolist() == [0, 0, 2, 3, 4, 4, 4]
-    for at, best in ((0.0, 0), (0.99, 0), (1.0, 1), (9.0, 1)):
-        assert sensitivity_at_fppi(sensitivity, fppi, at) == best
+def test_any_finding_needs_both_to_be_known_absent():
+    one, none, unknown = 1.0, 0.0, np.nan
+    answers = {
+        (one, one): one, (one, none): one, (none, one): one, (none, none): none,
+        (one, unknown): one, (unknown, one): one, (none, unknown): unknown, (unknown, none): unknown,
+        (unknown, unknown): unknown,
+    }  # fmt: skip
+    np.testing.assert_array_equal(any_finding(np.array(list(answers))), list(answers.values()))
+    assert any_finding(np.zeros((0, 2))).shape == (0,)
+    with pytest.raises(ValueError, match="labels are 0, 1 or NaN, not 3"):
+        any_finding(np.array([[0.0, 3.0]]))
 
 
-def test_the_gate_takes_images_that_tie_with_its_threshold():
-    """17 of 20 positives make 0.85; two more share the lowest of their scores, and so does a negative."""
-    scores = [*range(40, 24, -1), 10, 10, 10, 5]
-    images = [froc_image(1, score, [1], [[1]], 1) for score in scores]
-    images += [froc_image(0, score, [1], [], 0) for score in (10, 9.9)]
-    sensitivity, fppi, _ = froc_curve(images)
-    assert (sensitivity[-1], fppi[-1]) == (1, 1 / 20)
-    assert froc_curve(images, operating_sensitivity=0.96)[1][-1] == 2 / 22
+def test_views_of_a_breast_worked_out_by_hand():
+    breast = np.array(["b", "a", "b", "a", "c", "d", "d"])
+    y = np.array([0.0, 1.0, 1.0, np.nan, 0.0, np.nan, np.nan])
+    s = np.array([0.2, 0.3, 0.6, 0.9, 0.5, 0.1, 0.3])
+    label, mean, names = group_scores(y, s, breast)
+    assert names.tolist() == ["a", "b", "c", "d"]
+    np.testing.assert_array_equal(label, [1, 1, 0, np.nan])
+    assert mean == pytest.approx([0.3, 0.4, 0.5, 0.2])  # the view of "a" that is unknown does not count
+    assert group_scores(y, s, breast, "max")[1].tolist() == [0.3, 0.6, 0.5, 0.3]
+    assert [a.tolist() for a in group_scores(y[:0], s[:0], breast[:0])] == [[], [], []]
+    with pytest.raises(ValueError, match="1 of 2 scores"):
+        group_scores(np.array([0.0, np.nan]), np.array([0.5, np.nan]), breast[:2])
 
 
-def test_a_single_tied_score_keeps_its_point():
-    """MONAI drops the lowest threshold, and with one score only (0, 0) is left."""
-    images = [froc_image(1, 1, [0.5, 0.5], [[1], [0]], 1), froc_image(0, 1, [0.5], [], 0)]
-    sensitivity, fppi, thresholds = froc_curve(images)
-    assert (sensitivity.tolist(), fppi.tolist(), thresholds.tolist()) == ([0, 1], [0, 1], [np.inf, 0.5])
-
-
-def test_a_box_far_away_is_no_hit():
-    """coco-froc-analysis pairs every lesion with some box, and counts one that is 500 pixels away."""
-    box, lesion = (torch.tensor([[x, x, x + 9.0, x + 9.0]]) for x in (500.0, 0.0))
-    image = froc_image(1, 1, [0.9], iom(box, lesion).tolist(), 1)
-    sensitivity, fppi, _ = froc_curve([image])
-    assert (sensitivity[-1], fppi[-1]) == (0, 1)
-
-
-def test_two_regions_on_one_lesion_are_one_hit_and_no_false_positive():
-    """FPs are counted without suppression (A27), but a second hit is neither a hit more nor an FP."""
-    image = froc_image(1, 1, [0.9, 0.8], [[1, 0], [1, 0]], 2)
-    assert [a[-1] for a in froc_curve([image])] == [1, 0, 0.8]
-    assert [a[-1] for a in froc_curve([image], per="lesion")] == [0.5, 0, 0.8]
-
-
-def test_regions_that_were_not_selected_detect_nothing():
-    image = froc_image(1, 1, [0, -np.inf, -0.3], [[1], [1], [0]], 1)
-    assert [a.tolist() for a in froc_curve([image])] == [[0], [0], [np.inf]]
-    assert sensitivity_at_fppi(*froc_curve([image])[:2], 1.0) == 0
-
-
-def test_a_positive_image_without_a_placed_lesion_only_sets_the_gate():
-    images = [
-        froc_image(1, 0.6, [0.9], [[1]], 1),
-        froc_image(1, 0.5, [0.7], [[1]], 1),
-        froc_image(0, 0.6, [0.8], [], 0),
-    ]
-    unplaced = froc_image(1, 0.8, [1.0, 0.95], [], 0)
-    alone = froc_curve(images, operating_sensitivity=2 / 3)
-    assert alone[2].tolist() == [np.inf, 0.9, 0.8, 0.7]
-    both = froc_curve([*images, unplaced], operating_sensitivity=2 / 3)  # tau rises from 0.5 to 0.6
-    assert [a.tolist() for a in both] == [[0, 1, 1], [0, 0, 0.5], [np.inf, 0.9, 0.8]]
-    assert froc_curve([*images, unplaced], fppi_over="all", operating_sensitivity=2 / 3)[1][-1] == 1 / 3
-    assert froc_curve([unplaced, images[2]]) is None
-
-
-def test_a_froc_curve_needs_positives_and_no_negatives():
-    positive, negative = froc_image(1, 1, [0.9], [[1]], 1), froc_image(0, 1, [0.9], [], 0)
-    assert froc_curve([]) is None
-    assert froc_curve([negative, positive | {"label": np.nan}]) is None
-    assert [a[-1] for a in froc_curve([positive])] == [1, 0, 0.9]
-
-
-def test_single_precision_and_whole_labels_are_taken():
-    image = froc_image(1, 1, [0.1], [[0.5]], 1)
-    image = {"label": True, "score": np.float32(0.1)} | {
-        key: image[key].astype(np.float32) for key in ("region_score", "iom")
-    }
-    sensitivity, fppi, thresholds = froc_curve([image, froc_image(0, 0.0, [], [], 0)])
-    assert (sensitivity[-1], fppi[-1], thresholds[-1]) == (1, 0, np.float32(0.1))
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"label": 2}, "label is 0, 1 or NaN, not 2"),
-        ({"label": 0}, "an image with label 0 has 1 lesions"),
-        ({"score": np.nan}, "score is NaN"),
-        ({"region_score": np.array([np.nan])}, "region_score NaN"),
-        ({"region_score": np.array([np.inf])}, "region_score NaN or inf"),
-        ({"region_score": np.ones(3)}, r"do not fit: \(3,\) and \(1, 1\)"),
-        ({"iom": np.ones(1)}, r"do not fit: \(1,\) and \(1,\)"),
-    ],
-)
-def test_images_that_contradict_themselves_are_refused(change, message):
-    with pytest.raises(ValueError, match=message):
-        froc_curve([froc_image(1, 1, [0.9], [[1]], 1) | change])
-
-
-def test_froc_settings_out_of_range_are_refused():
-    for name, bad in itertools.product(("alpha", "operating_sensitivity"), (0.0, 1.1, np.nan)):
-        with pytest.raises(ValueError, match=f"{name} is in"):
-            froc_curve([], **{name: bad})
-
-
-def test_no_point_with_so_few_false_positives_has_sensitivity_0():
-    sensitivity, fppi = np.array([0.4, 0.7, 0.6]), np.array([0.5, 1.0, 1.0])
-    for at, best in ((0.4, 0), (0.5, 0.4), (1.0, 0.7)):
-        assert sensitivity_at_fppi(sensitivity, fppi, at) == best
-    assert sensitivity_at_fppi(sensitivity[:0], fppi[:0], 1.0) == 0
+@given(st.integers(0, 2**20), st.sampled_from(["mean", "max"]))
+def test_groups_agree_with_a_loop_and_with_the_figures_of_training(seed, how):
+    y, s = random_scores(seed)
+    groups = np.random.default_rng(seed).integers(1, 6, size=len(y))
+    label, score, names = group_scores(y, s, groups, how)
+    assert names.tolist() == sorted(set(groups.tolist()))
+    for one, value, name in zip(label, score, names, strict=True):
+        labels, scores = y[groups == name], s[groups == name]
+        known = [(a, b) for a, b in zip(labels, scores, strict=True) if a in (0, 1)]
+        taken = [b for _, b in known] or scores.tolist()
+        assert value == pytest.approx(sum(taken) / len(taken) if how == "mean" else max(taken))
+        np.testing.assert_equal(one, max(a for a, _ in known) if known else np.nan)
+    known = ~np.isnan(y)
+    in_training = [_by_group(groups[known], y[known], "max"), _by_group(groups[known], s[known], how)]
+    np.testing.assert_array_equal(label[~np.isnan(label)], in_training[0])
+    np.testing.assert_array_equal(score[~np.isnan(label)], in_training[1])
+    alone = group_scores(y, s, np.arange(len(y)), how)
+    np.testing.assert_array_equal(alone[:2], (y, s))
