@@ -48,7 +48,7 @@ from mammomil.panels import (
 )
 from mammomil.types import FINDINGS, Prediction
 
-_CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+CYCLE = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _MOST = 16  # patches shown
 _HALO = [withStroke(linewidth=3, foreground="black")]
 
@@ -165,7 +165,7 @@ def learning_curve(metrics_jsonl: str | Path) -> Figure:
     Raises:
         InputError: the file is missing, or a line of it is no epoch.
     """
-    epochs = _read_epochs(Path(metrics_jsonl))
+    epochs = read_epochs(Path(metrics_jsonl))
     number = [epoch["epoch"] + 1 for epoch in epochs]
     figure = Figure(figsize=(10, 4), dpi=DPI, facecolor="white", layout="constrained")
     loss, auc = figure.subplots(1, 2)
@@ -173,18 +173,18 @@ def learning_curve(metrics_jsonl: str | Path) -> Figure:
     total = [sum(value or 0 for value in epoch["train"].values()) for epoch in epochs]
     loss.plot(number, total, color="black", marker=marker, ms=3, label="training: sum of terms")
     terms = dict.fromkeys(name for epoch in epochs for name in epoch["train"])
-    for term, colour in zip(terms, cycle(_CYCLE), strict=False):
-        values = _series(epochs, "train", term)
+    for term, colour in zip(terms, cycle(CYCLE), strict=False):
+        values = epoch_series(epochs, "train", term)
         loss.plot(number, values, color=colour, lw=1, marker=marker, ms=3, label=f"training: {term}")
     if any("loss" in epoch["val"] for epoch in epochs):
-        values = _series(epochs, "val", "loss")
+        values = epoch_series(epochs, "val", "loss")
         loss.plot(number, values, color="black", ls="--", label="validation: sum of terms")
     loss.set(title="Loss", xlabel="epoch", ylabel="loss per image")
     styles = {"auc": ("-", 2, ""), "auc_loc": ("--", 1, ", map only"), "auc_mil": (":", 1, ", patches only")}
     lowest = 0.43
     for finding in FINDINGS:
         for name, (style, wide, words) in styles.items():
-            values = _series(epochs, "val", f"{name}_{finding}")
+            values = epoch_series(epochs, "val", f"{name}_{finding}")
             if not np.isnan(values).all():
                 look = {"color": COLOURS[finding], "ls": style, "lw": wide, "marker": marker, "ms": 3}
                 auc.plot(number, values, label=finding + words, **look)
@@ -207,7 +207,12 @@ def learning_curve(metrics_jsonl: str | Path) -> Figure:
     return figure
 
 
-def _read_epochs(path: Path) -> list[dict[str, Any]]:
+def read_epochs(path: Path) -> list[dict[str, Any]]:
+    """Read a run's `metrics.jsonl`: one dict per epoch, with dicts `train`, `val` and `train_figures`.
+
+    Raises:
+        InputError: the file is missing or empty, or a line of it is no epoch.
+    """
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -216,8 +221,9 @@ def _read_epochs(path: Path) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         try:
             epoch = json.loads(line)
-            epochs.append({**epoch, "epoch": int(epoch["epoch"]), "train": dict(epoch["train"]),
-                           "val": dict(epoch.get("val") or {})})  # fmt: skip
+            needed = {"epoch": int(epoch["epoch"]), "train": dict(epoch["train"])}
+            others = {name: dict(epoch.get(name) or {}) for name in ("val", "train_figures")}
+            epochs.append({**epoch, **needed, **others})
         except (json.JSONDecodeError, KeyError, TypeError, ValueError) as error:
             raise InputError(
                 f"{path}, line {number}: no epoch of a training run ({error!r}). Name the metrics.jsonl that "
@@ -228,7 +234,7 @@ def _read_epochs(path: Path) -> list[dict[str, Any]]:
     return epochs
 
 
-def _series(epochs: list[dict[str, Any]], part: str, name: str) -> np.ndarray:
+def epoch_series(epochs: list[dict[str, Any]], part: str, name: str) -> np.ndarray:
     """Return one figure of all epochs, NaN where an epoch does not have it."""
     return np.array([epoch[part].get(name) for epoch in epochs], dtype=float)  # None becomes NaN
 
