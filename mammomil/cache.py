@@ -175,7 +175,9 @@ class Canvases:
                 mask[y0 : max(y1, y0 + 1), x0 : max(x1, x0 + 1)] = True
         return torch.from_numpy(masks)
 
-    def prepare_all(self, progress: bool = True, workers: int = 2) -> list[tuple[str, str]]:
+    def prepare_all(
+        self, progress: bool = True, workers: int = 2, start: float = 0.0
+    ) -> list[tuple[str, str]]:
         """Prepare every image now, fill cache or memory, and drop the images that cannot be used.
 
         Rows change when images are dropped: make samplers afterwards.
@@ -183,6 +185,8 @@ class Canvases:
         Args:
             progress: show a bar.
             workers: processes that prepare; 0 works in this one.
+            start: begin so far down the table, in [0, 1). Runs that fill one cache together begin in
+                different places and find later what the others have done.
 
         Returns:
             (image_id, reason) for each dropped image.
@@ -191,24 +195,25 @@ class Canvases:
             InputError: no image is left.
         """
         workers = min(workers, len(self.images) // 8)  # starting a process takes as long as a few images
+        order = turned(len(self.images), start)
         loader = DataLoader(
             _Attempts(self),
             batch_size=None,
+            sampler=order,
             num_workers=workers,
             collate_fn=_unchanged,
             generator=torch.Generator(),
         )
-        failures, kept = [], []
+        reasons = [""] * len(order)
         with tqdm(loader, desc="Preparing images", unit="image", disable=not progress) as bar:
-            for image_id, (reason, stored) in zip(self.images["image_id"], bar, strict=True):
-                kept.append(not reason)
-                if reason:
-                    failures.append((image_id, reason))
-                elif stored is not None:
-                    self._remember(image_id, stored)
-        if not any(kept):
+            for row, (reason, stored) in zip(order, bar, strict=True):
+                reasons[row] = reason
+                if stored is not None:
+                    self._remember(self._rows[row].image_id, stored)
+        failures = [(row.image_id, reason) for row, reason in zip(self._rows, reasons, strict=True) if reason]
+        if len(failures) == len(order):
             raise InputError(f"{self.index.root}: no image can be used. The first: {failures[0][1]}")
-        self._set(select(self.index, kept))
+        self._set(select(self.index, [not reason for reason in reasons]))
         return failures
 
     def _remember(self, image_id: str, stored: Stored) -> None:
@@ -287,6 +292,12 @@ class _Attempts(Dataset):
         except InputError as error:
             return str(error), None
         return "", stored if self.canvases.cache is None else None
+
+
+def turned(count: int, start: float) -> list[int]:
+    """Numbers from 0 to `count`, beginning with the one at the share `start` of them."""
+    first = int(start * count)
+    return [*range(first, count), *range(first)]
 
 
 def _unchanged(value: tuple) -> tuple:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 from tqdm.auto import tqdm
 
+from mammomil.cache import turned
 from mammomil.encoders import fingerprint
 from mammomil.files import InputError, atomic_path, sha256
 from mammomil.index import Index, select
@@ -89,7 +90,9 @@ class CodeDataset(RegionCanvases, Dataset):
         codes, label = self._kept[number]
         return self.sample(self.items[number][0], label, codes=codes)
 
-    def prepare_all(self, progress: bool = True, workers: int = 2) -> list[tuple[str, str]]:
+    def prepare_all(
+        self, progress: bool = True, workers: int = 2, start: float = 0.0
+    ) -> list[tuple[str, str]]:
         """Cut and code every image in all its poses, or read that from the cache; drop what cannot be used.
 
         Ctrl-C loses nothing but the image at hand: entries are whole, and are found by the next call.
@@ -97,6 +100,7 @@ class CodeDataset(RegionCanvases, Dataset):
         Args:
             progress: show a bar.
             workers: processes that read, prepare and cut images; 0 works in this one.
+            start: begin so far down the table, see `Canvases.prepare_all`.
 
         Returns:
             (image_id, reason) for each dropped image.
@@ -109,29 +113,33 @@ class CodeDataset(RegionCanvases, Dataset):
         wanted = self._choose_poses()
         jobs = _Jobs(self, wanted)
         workers = min(workers, len(self.images) // 8)  # starting a process takes as long as a few images
+        order = turned(len(self.images), start)
         loader = DataLoader(
-            jobs, batch_size=None, num_workers=workers, collate_fn=_unchanged, generator=torch.Generator()
-        )
-        failures, keep, items, kept, weak = [], [], [], [], []
+            jobs, batch_size=None, sampler=order, num_workers=workers, collate_fn=_unchanged,
+            generator=torch.Generator(),
+        )  # fmt: skip
+        reasons: list[str] = [""] * len(order)
+        coded: list[list[tuple[Pose, Tensor, Tensor]]] = [[]] * len(order)
         with tqdm(loader, "Coding regions", unit="image", disable=not progress) as bar:
-            for row, (reason, looks) in enumerate(bar):
-                keep.append(not reason)
-                if reason:
-                    failures.append((self._rows[row].image_id, reason))
-                    continue
-                at = sum(keep) - 1  # its row once the images that failed are gone
-                for pose, entry, codes, look in looks:
-                    if codes is None:
-                        codes = self.encode(look, entry)
-                    items.append((at, pose))
-                    # Copies: what comes from another process holds an open file as long as it lives.
-                    kept.append((codes.clone(), look.region_label.clone()))
-                    if pose == POSES[0] and self._rows[row].image_id in self.annotated:
-                        weak += [] if (look.region_label == 1).any() else [at]
-        if not any(keep):
+            for row, (reason, looks) in zip(order, bar, strict=True):
+                reasons[row] = reason
+                # Copies: what comes from another process holds an open file as long as it lives.
+                coded[row] = [
+                    (pose, (self.encode(look, entry) if codes is None else codes).clone(),
+                     look.region_label.clone())
+                    for pose, entry, codes, look in looks
+                ]  # fmt: skip
+        failures = [(row.image_id, reason) for row, reason in zip(self._rows, reasons, strict=True) if reason]
+        if len(failures) == len(order):
             raise InputError(f"{self.index.root}: no image can be used. The first: {failures[0][1]}")
-        self._set(select(self.index, keep))
-        self.items, self._kept = items, kept
+        self._set(select(self.index, [not reason for reason in reasons]))
+        used = [looks for looks, reason in zip(coded, reasons, strict=True) if not reason]
+        self.items = [(row, pose) for row, looks in enumerate(used) for pose, _, _ in looks]
+        self._kept = [(codes, label) for looks in used for _, codes, label in looks]
+        weak = [
+            row for row, looks in enumerate(used)
+            if self._rows[row].image_id in self.annotated and not (looks[0][2] == 1).any()
+        ]  # fmt: skip
         self.warn_of_weak(weak)
         return failures
 

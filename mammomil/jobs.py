@@ -24,7 +24,8 @@ from mammomil.metrics import auc_score, bootstrap_ci
 from mammomil.recipes import ClassifierRun, DualBranchRun, GMICRun, ImageRun, Run
 from mammomil.region_data import RegionImageDataset, choose_annotated, collate_regions
 from mammomil.region_model import RegionModel, build_region_model
-from mammomil.train import Evaluation, FitResult, evaluate, fit
+from mammomil.runs import processes, same_everywhere, together
+from mammomil.train import Evaluation, FitResult, evaluate, fit, own_share
 from mammomil.types import FINDINGS
 from mammomil.weights import Model, load_backbone, load_encoder, load_model, load_state, save_model
 
@@ -59,23 +60,38 @@ class _Plan(NamedTuple):
     views: Literal["mean", "max"] = "mean"
 
 
-def run_training(run: Run, progress: bool = True) -> FitResult:
+def run_training(
+    run: Run, progress: bool = True, on_epoch: Callable[[dict[str, Any]], bool] | None = None
+) -> FitResult:
     """Train as `run` says, and leave the best model in OUT/model with the figures of its test images.
 
     Files in OUT: those of `mammomil.train.fit`, `model/`, `predictions.csv` (validation and test images, by
     the best model), `result.json` (figures with intervals over patients), `failures.csv` (images left out).
 
+    Args:
+        run: what to train, on what, how.
+        progress: show bars and figures.
+        on_epoch: may end the run early, see `fit`.
+
     Raises:
         InputError: the index, the settings or the folder cannot be used.
     """
-    index = _with_splits(read_index(run.data), run.train.seed)
-    if isinstance(run, DualBranchRun):
-        plan = _plan_regions(run, index, progress)
-    elif isinstance(run, ImageRun):
-        plan = _plan_images(run, index, progress)
-    else:
-        raise TypeError(f"no way to train a {type(run).__name__}")
-    _write_failures(run.out, plan.failures)
+    state = processes()
+    show = progress and state.is_main_process
+    with together():
+        index = _with_splits(read_index(run.data), run.train.seed)
+        if isinstance(run, DualBranchRun):
+            plan = _plan_regions(run, index, show)
+        elif isinstance(run, ImageRun):
+            plan = _plan_images(run, index, show)
+        else:
+            raise TypeError(f"no way to train a {type(run).__name__}")
+    same_everywhere(
+        {name for name, _ in plan.failures},
+        f"{run.data}: some processes can read images that others cannot. Give all machines the same files.",
+    )
+    if state.is_main_process:
+        _write_failures(run.out, plan.failures)
     settings = {
         name: str(value) if isinstance(value, Path) else value
         for name, value in dataclasses.asdict(run).items()
@@ -87,7 +103,7 @@ def run_training(run: Run, progress: bool = True) -> FitResult:
         figures = {f"validation {name}": value for name, value in row.get("val", {}).items()}
         facts = provenance(
             data=_describe(index, run, plan.facts), index_sha256=sha256(_index_file(run.data)),
-            seed=run.train.seed, epoch=row["epoch"], figures=figures,
+            seed=run.train.seed, processes=state.num_processes, epoch=row["epoch"], figures=figures,
             settings={**settings, "train": vars(run.train)}, **plan.facts,
         )  # fmt: skip
         save_model(run.out / "model", plan.model, run.preprocess, facts)
@@ -95,7 +111,7 @@ def run_training(run: Run, progress: bool = True) -> FitResult:
     result = fit(
         plan.part(plan.model), plan.objective, (plan.data, plan.sampler), valid, run.train, run.out,
         settings=settings, resume=run.resume, breast=None if valid is None else breast_codes(valid),
-        views=plan.views, on_best=keep, collate=plan.collate, progress=progress,
+        views=plan.views, on_best=keep, on_epoch=on_epoch, collate=plan.collate, progress=progress,
     )  # fmt: skip
     if not result.interrupted and plan.judged:
         _judge(run, plan, progress)
@@ -111,6 +127,8 @@ def _plan_images(run: ImageRun, index: Index, progress: bool) -> _Plan:
             _warm_start(model, run.warm_start)
     elif isinstance(run, ClassifierRun):
         model = build_classifier(run.model, run.train.seed)
+        if run.warm_start is not None:
+            load_backbone(model, run.warm_start)
         objective = ClassifierObjective(run.model)
     train, sampler, failures = _training_data(index, run, progress)
     judged: dict[str, Any] = {}
@@ -119,14 +137,12 @@ def _plan_images(run: ImageRun, index: Index, progress: bool) -> _Plan:
         judged[split] = MammogramDataset(
             subset(index, split), run.preprocess, cache=_cache(run), memory_limit=_memory(run)
         )
-        failures += judged[split].prepare_all(progress)
+        failures += judged[split].prepare_all(progress, start=_own_place())
     return _Plan(model, _all_of_it, objective, train, sampler, judged, collate, failures, {})
 
 
 def _plan_regions(run: DualBranchRun, index: Index, progress: bool) -> _Plan:
     """Plan a run of the dual branch: on codes, or end to end on pixels."""
-    import torch
-
     seed = run.train.seed
     model = build_region_model(run.model, seed)
     load_encoder(model.encoder)
@@ -135,7 +151,8 @@ def _plan_regions(run: DualBranchRun, index: Index, progress: bool) -> _Plan:
         if not isinstance(source, RegionModel):
             raise InputError(f"{run.warm_start}: no dual-branch network, so it cannot be started from.")
         load_state(model, source.state_dict(), run.warm_start / "weights.safetensors")
-    model.to("cuda" if torch.cuda.is_available() else "cpu")
+    device = processes().device
+    model.to(device if device.type == "cuda" else "cpu")
     parts = {split: subset(index, split) for split in ("train", *_judged_splits(index))}
     annotated = choose_annotated(parts["train"], run.annotated, seed)
     data: dict[str, Any] = {}
@@ -150,7 +167,7 @@ def _plan_regions(run: DualBranchRun, index: Index, progress: bool) -> _Plan:
             poses = run.poses if training else None
             codes = run.codes or run.out / "codes"
             data[split] = CodeDataset(part, run.preprocess, model, codes, labelled, poses, seed)
-    failures = [failure for one in data.values() for failure in one.prepare_all(progress)]
+    failures = [failure for one in data.values() for failure in one.prepare_all(progress, start=_own_place())]
     train = data.pop("train")
     encoder = run.model.encoder
     facts = {
@@ -166,6 +183,12 @@ def _plan_regions(run: DualBranchRun, index: Index, progress: bool) -> _Plan:
     part = _all_of_it if run.end_to_end else _head_of_it
     sampler = ShuffledSampler(len(train), seed)
     return _Plan(model, part, run.objective, train, sampler, data, collate_regions, failures, facts, "max")
+
+
+def _own_place() -> float:
+    """Where in a table this process begins, so that several fill a cache together."""
+    state = processes()
+    return state.process_index / state.num_processes
 
 
 def _all_of_it(model: Any) -> nn.Module:
@@ -192,10 +215,9 @@ def _with_splits(index: Index, seed: int) -> Index:
     """Split by patient where the index names no splits at all."""
     if (index.images["split"] != "").any():
         return index
-    print(
-        f"{index.root}: no splits in the index; splitting patients 60/20/20 with seed {seed}.",
-        file=sys.stderr,
-    )
+    if processes().is_main_process:
+        text = f"{index.root}: no splits in the index; splitting patients 60/20/20 with seed {seed}."
+        print(text, file=sys.stderr)
     return index._replace(images=split_patients(index.images, seed=seed))
 
 
@@ -220,7 +242,7 @@ def _training_data(index: Index, run: ImageRun, progress: bool) -> tuple[Dataset
         )
     else:
         data = MammogramDataset(chosen, run.preprocess, run.augment, _cache(run), _memory(run))
-    failures = data.prepare_all(progress)
+    failures = data.prepare_all(progress, start=_own_place())
     if isinstance(run, GMICRun) and not run.fields:
         return data, BalancedSampler(data.images, run.train.seed), failures
     return data, ShuffledSampler(len(data), run.train.seed), failures
@@ -250,17 +272,17 @@ def _warm_start(model: GMIC, folder: Path) -> None:
 def _judge(run: Run, plan: _Plan, progress: bool) -> None:
     """Let the best model answer validation and test images, and write answers and figures."""
     from accelerate import Accelerator
-    from torch.utils.data import DataLoader
 
     accelerator = Accelerator()
-    model = accelerator.prepare(plan.part(load_model(run.out / "model").model))
+    model = plan.part(load_model(run.out / "model").model)
+    model = accelerator.prepare_model(model, evaluation_mode=True)
     result: dict[str, Any] = {}
     lines: list[list[Any]] = []
     for split, data in plan.judged.items():
-        loader = accelerator.prepare(DataLoader(data, run.train.batch_size, collate_fn=plan.collate))
+        loader = own_share(data, run.train.batch_size, plan.collate, accelerator)
         found = evaluate(model, plan.objective, loader, accelerator, breast_codes(data), plan.views)
         result[split] = {"images": len(data), **found.figures}
-        if found.prob is None:
+        if found.prob is None or not accelerator.is_main_process:
             continue
         patients = data.images["patient_id"].to_numpy(str)[found.row]
         for c, finding in enumerate(FINDINGS):

@@ -72,6 +72,8 @@ class ClassifierRun(ImageRun):
 
     model: ClassifierConfig = ClassifierConfig()
     """The network."""
+    warm_start: Path | None = None
+    """A model folder whose global network is started from: of a GMIC or of another classifier."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -165,9 +165,11 @@ class RegionImageDataset(RegionCanvases, Dataset):
         super().__init__(*args, **kwargs)
         self.random_poses = random_poses
 
-    def prepare_all(self, progress: bool = True, workers: int = 2) -> list[tuple[str, str]]:
+    def prepare_all(
+        self, progress: bool = True, workers: int = 2, start: float = 0.0
+    ) -> list[tuple[str, str]]:
         """Prepare and cut every image once, see `Canvases`; drop what has no window, tell what stays weak."""
-        failures = super().prepare_all(progress, workers)
+        failures = super().prepare_all(progress, workers, start)
         keep, weak = [], []
         for row in tqdm(range(len(self.images)), "Cutting windows", unit="image", disable=not progress):
             name = self._rows[row].image_id

@@ -3,6 +3,7 @@
 import json
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,7 +27,7 @@ def open_run(out: Path, settings: dict[str, Any], resume: bool, main: bool) -> d
         return {}
     if not resume:
         raise InputError(f"{out}: holds a run already. Continue it with --resume, or choose another --out.")
-    known = read_json(out / "config.json")
+    known = {"processes": 1, **read_json(out / "config.json")}
     changed = [
         f"{name} was {old!r}, now {new!r}"
         for name, old, new in _differences(known, settings)
@@ -43,6 +44,48 @@ def open_run(out: Path, settings: dict[str, Any], resume: bool, main: bool) -> d
         raise InputError(f"{path}: cannot be read ({error}). Delete the folder and train again.") from error
 
 
+def processes() -> Any:
+    """Join the other processes of this run where a launcher has started several; says which one this is.
+
+    Returns:
+        Accelerate's `PartialState`, with `num_processes`, `process_index`, `is_main_process` and `device`.
+    """
+    from accelerate import PartialState
+    from accelerate.utils import parse_flag_from_env
+
+    return PartialState(cpu=parse_flag_from_env("ACCELERATE_USE_CPU"))
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Stop all processes of this run where one meets an `InputError`, so that none waits for it forever."""
+    from accelerate.utils import gather_object
+
+    problem = None
+    try:
+        yield
+    except InputError as error:
+        problem = error
+    texts = gather_object([str(problem or "")])
+    if problem is not None:
+        raise problem
+    for number, text in enumerate(texts):
+        if text:
+            raise InputError(f"process {number}: {text}")
+
+
+def same_everywhere(value: Any, problem: str) -> None:
+    """Wait for all processes of this run.
+
+    Raises:
+        InputError: `problem`, on all of them, where they do not bring the same value.
+    """
+    from accelerate.utils import gather_object
+
+    if any(other != value for other in gather_object([value])):
+        raise InputError(problem)
+
+
 def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any, Any]]:
     """Yield (dotted name, old value, new value) wherever two JSON values differ."""
     if isinstance(old, dict) and isinstance(new, dict):
@@ -54,15 +97,21 @@ def _differences(old: Any, new: Any, name: str = "") -> Iterator[tuple[str, Any,
 
 @contextmanager
 def stop_signals() -> Iterator[threading.Event]:
-    """Turn the first Ctrl-C or SIGTERM into a flag; the second Ctrl-C interrupts at once."""
-    stop = threading.Event()
+    """Turn the first Ctrl-C or SIGTERM into a flag; a second one, a second later, interrupts at once.
+
+    Launchers of several processes pass a signal on that the processes may have got already.
+    """
+    stop, first = threading.Event(), 0.0
     if threading.current_thread() is not threading.main_thread():
         yield stop  # only the main thread may handle signals
         return
 
     def handle(number: int, _: Any) -> None:
-        if stop.is_set():
+        nonlocal first
+        if stop.is_set() and time.monotonic() > first + 1:
             raise KeyboardInterrupt
+        if not stop.is_set():
+            first = time.monotonic()
         stop.set()
 
     before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}

@@ -8,7 +8,7 @@ run that was stopped in the middle of an epoch goes on exactly as if it had not 
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -16,11 +16,11 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Subset
 
 from mammomil.files import InputError, atomic_path
 from mammomil.metrics import auc_score
-from mammomil.runs import open_run, stop_signals
+from mammomil.runs import open_run, same_everywhere, stop_signals
 from mammomil.types import FINDINGS, Batch
 
 Objective = Callable[[Any, Batch], dict[str, Tensor]]
@@ -54,6 +54,8 @@ class TrainConfig:
     """Stop after so many epochs without a better figure; 0 trains them all."""
     save_minutes: float = 10.0
     """Also save within an epoch, every so many minutes."""
+    judge_training: bool = False
+    """Also compute the AUC of the training images after every epoch, as the dual-branch paper's Fig. 3."""
     tensorboard: bool = False
     """Write TensorBoard logs beside metrics.jsonl (needs the extra `mammomil[tensorboard]`)."""
 
@@ -95,6 +97,7 @@ def fit(
     breast: np.ndarray | None = None,
     views: Literal["mean", "max"] = "mean",
     on_best: Callable[[nn.Module, dict[str, Any], Evaluation | None], None] | None = None,
+    on_epoch: Callable[[dict[str, Any]], bool] | None = None,
     collate: Callable[[list], Batch] | None = None,
     progress: bool = True,
 ) -> FitResult:
@@ -116,6 +119,9 @@ def fit(
         views: how the views of a breast become one score, see `evaluate`.
         on_best: called on the main process with the model, the epoch's metrics and the validation answers,
             whenever `config.monitor` improves (without validation data: after every epoch).
+        on_epoch: asked on the main process before each further epoch with the row of the last one, which is
+            saved; True ends the run there, as if it had no more epochs. A continued run is asked again before
+            it goes on.
         collate: turns samples into a `Batch`; the data set's own by default.
         progress: show a bar per epoch.
 
@@ -136,8 +142,10 @@ def fit(
         log_with="tensorboard" if config.tensorboard else None,
         project_dir=out / "tensorboard" if config.tensorboard else None,
     )
-    state = open_run(out, {"train": vars(config), **(settings or {})}, resume, accelerator.is_main_process)
-    accelerator.wait_for_everyone()
+    told = {"train": vars(config), "processes": accelerator.num_processes, **(settings or {})}
+    state = open_run(out, told, resume, accelerator.is_main_process)
+    place = (state.get("epoch", 0), state.get("batch", 0))
+    same_everywhere(place, f"{out}: not all processes find the same checkpoint. Put it on a shared disk.")
     if config.tensorboard:
         accelerator.init_trackers("mammomil")
     data, sampler = train
@@ -153,26 +161,28 @@ def fit(
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
     wrapped, optimizer, loader = accelerator.prepare(model, optimizer, loader)
-    judge = (
-        None
-        if valid is None
-        else accelerator.prepare(
-            DataLoader(valid, config.batch_size, collate_fn=collate, num_workers=config.workers)
-        )
-    )
+
+    def in_order(images: Dataset | None) -> Any:
+        if images is None:
+            return None
+        return own_share(images, config.batch_size, collate, accelerator, config.workers)
+
+    judge, judge_train = in_order(valid), in_order(data if config.judge_training else None)
     history: list[dict[str, Any]] = state.get("history", [])
     first_epoch, done = state.get("epoch", 0), state.get("batch", 0)
     sums = {name: value.to(accelerator.device) for name, value in state.get("sums", {}).items()}
     spent = state.get("seconds", 0.0)
 
     def save(epoch: int, batch: int, seconds: float) -> None:
+        # Called by all processes alike: the sums of the epoch so far are theirs together.
+        means = {name: accelerator.reduce(value, "mean") for name, value in sorted(sums.items())}
         if accelerator.is_main_process:
             content = {
                 "model": accelerator.unwrap_model(wrapped).state_dict(),
                 "optimizer": optimizer.state_dict(),
                 "epoch": epoch,
                 "batch": batch,
-                "sums": sums,
+                "sums": means,
                 "seconds": seconds,
                 "history": history,
             }
@@ -185,7 +195,9 @@ def fit(
         torch.random.fork_rng(devices),
     ):  # the caller's generators come back as they were
         for epoch in range(first_epoch, config.epochs):
-            if _enough(history, config):
+            asked = history and on_epoch is not None and accelerator.is_main_process
+            ended = _enough(history, config) or bool(asked and on_epoch(history[-1]))
+            if _agreed((ended,), accelerator, 0)[0]:
                 break
             start = saved = time.monotonic()
             loader.set_epoch(epoch)  # Accelerate's loader hands it on to the sampler
@@ -205,12 +217,14 @@ def fit(
                 for name, term in terms.items():
                     sums[name] = sums.get(name, 0) + term.detach()
                 done = step + 1
-                if done < len(loader) and _agreed(stop.is_set(), accelerator, step):
-                    save(epoch, done, spent + time.monotonic() - start)
-                    return FitResult(history, interrupted=True)
-                if done < len(loader) and time.monotonic() - saved > 60 * config.save_minutes:
+                due = time.monotonic() - saved > 60 * config.save_minutes
+                halt, due = _agreed((stop.is_set(), due), accelerator, step)
+                if done < len(loader) and (halt or due):
                     save(epoch, done, spent + time.monotonic() - start)
                     saved = time.monotonic()
+                    if halt:
+                        accelerator.wait_for_everyone()  # a launcher ends all when the first has ended
+                        return FitResult(history, interrupted=True)
             totals = {name: accelerator.reduce(value, "mean") for name, value in sorted(sums.items())}
             row: dict[str, Any] = {
                 "epoch": epoch,
@@ -221,6 +235,9 @@ def fit(
                     f"{out}: the loss is not finite in epoch {epoch + 1} ({row['train']}). Lower "
                     "--train.learning-rate; the last checkpoint is from before."
                 )
+            if judge_train is not None:
+                figures = evaluate(wrapped, objective, judge_train, accelerator).figures
+                row["train_figures"] = {k: v for k, v in figures.items() if k.startswith("auc")}
             found = None
             if judge is not None:
                 found = evaluate(wrapped, objective, judge, accelerator, breast, views)
@@ -241,11 +258,27 @@ def fit(
             if config.tensorboard:
                 flat = {f"{part}/{k}": v for part in ("train", "val") for k, v in row.get(part, {}).items()}
                 accelerator.log({k: v for k, v in flat.items() if v is not None}, step=epoch)
-            if _agreed(stop.is_set(), accelerator, 0):
+            if _agreed((stop.is_set(),), accelerator, 0)[0]:
                 return FitResult(history, interrupted=epoch + 1 < config.epochs)
-    if config.tensorboard:
-        accelerator.end_training()
+    for tracker in accelerator.trackers:
+        tracker.finish()
     return FitResult(history, interrupted=False)
+
+
+def own_share(
+    data: Dataset,
+    batch_size: int,
+    collate: Callable[[list], Batch],
+    accelerator: Any,
+    workers: int = 0,
+) -> Any:
+    """Load this process's share of the images to be judged; together the processes load each image once."""
+    from accelerate.data_loader import prepare_data_loader
+
+    rows = range(accelerator.process_index, len(data), accelerator.num_processes)
+    loader = DataLoader(Subset(data, rows), batch_size, collate_fn=collate, num_workers=workers)
+    device = accelerator.device
+    return prepare_data_loader(loader, device, num_processes=1, process_index=0, put_on_device=True)
 
 
 @torch.no_grad()
@@ -262,8 +295,8 @@ def evaluate(
     Args:
         model: leaves in evaluation mode.
         objective: its terms become `loss_<term>`, averaged over images, and `loss`.
-        loader: a prepared loader of `Batch`.
-        accelerator: gathers the answers of all processes, each image once.
+        loader: of `Batch`, see `own_share`.
+        accelerator: gathers the answers of all processes.
         breast: breast of each row, to bring its views together; -1 where unknown.
         views: score of a breast, the mean of its views (GMIC, checklist G12) or the largest (dual branch,
             D26).
@@ -273,25 +306,31 @@ def evaluate(
         of the largest `y` for any finding, and of `y` per breast. None where a class is missing: an AUC needs
         both.
     """
-    model.eval()
-    rows, labels, sums, count = [], [], {}, 0
+    from accelerate.utils import broadcast, gather_object
+
+    model = accelerator.unwrap_model(model).eval()  # shares differ in length: no forward pass may wait
+    for buffer in model.buffers():
+        broadcast(buffer)  # statistics of batches are each process's own; the main process's are saved
+    sums: dict[str, Any] = {}
     answers: dict[str, list[Tensor]] = {}
     for batch in loader:
         output = model(*batch.inputs)
-        n = torch.tensor(len(batch.row), device=accelerator.device)
         for name, term in objective(output, batch).items():
-            sums[name] = sums.get(name, 0) + term * n
-        count = count + n
-        rows.append(accelerator.gather_for_metrics(batch.row))
-        labels.append(accelerator.gather_for_metrics(batch.label))
+            sums[name] = sums.get(name, 0) + term * len(batch.row)
+        told = {"row": batch.row, "label": batch.label}
         for name in ("y", "y_loc", "y_mil"):
             if (value := getattr(output, name, None)) is not None:
-                answers.setdefault(name, []).append(accelerator.gather_for_metrics(value))
-    total = float(accelerator.reduce(torch.as_tensor(count), "sum"))
-    means = {name: float(accelerator.reduce(value, "sum")) / total for name, value in sorted(sums.items())}
+                told[name] = value.float()
+        for name, value in told.items():
+            answers.setdefault(name, []).append(value)
+    own = ({k: float(v) for k, v in sums.items()}, {k: torch.cat(v).cpu() for k, v in answers.items()})
+    shares = [share for share in gather_object([own]) if share[1]]  # a process may have no image
+    prob = {name: torch.cat([told[name] for _, told in shares]) for name in shares[0][1]}
+    order = prob["row"].argsort(stable=True)
+    prob = {name: values[order].numpy() for name, values in prob.items()}
+    row, label = prob.pop("row"), prob.pop("label")
+    means = {name: sum(terms[name] for terms, _ in shares) / len(row) for name in sorted(shares[0][0])}
     figures: dict[str, Any] = {"loss": sum(means.values()), **{f"loss_{k}": v for k, v in means.items()}}
-    row, label = torch.cat(rows).cpu().numpy(), torch.cat(labels).cpu().numpy()
-    prob = {name: torch.cat(parts).float().cpu().numpy() for name, parts in answers.items()}
     for name, values in prob.items():
         for c, finding in enumerate(FINDINGS):
             figures["auc" + name[1:] + f"_{finding}"] = auc_score(label[:, c], values[:, c])
@@ -370,11 +409,11 @@ def _enough(history: list[dict[str, Any]], config: TrainConfig) -> bool:
     return 0 < config.patience <= since
 
 
-def _agreed(stop: bool, accelerator: Any, step: int) -> bool:
-    """Say whether any process wants to stop; several processes compare notes every ten steps."""
+def _agreed(wishes: Sequence[bool], accelerator: Any, step: int) -> list[bool]:
+    """Say of each wish whether any process has it; several processes compare notes every ten steps."""
     if accelerator.num_processes == 1:
-        return stop
+        return list(wishes)
     if step % 10:
-        return False
-    flag = torch.tensor(float(stop), device=accelerator.device)
-    return bool(accelerator.reduce(flag, "sum") > 0)
+        return [False] * len(wishes)
+    flags = torch.tensor(wishes, dtype=torch.float32, device=accelerator.device)
+    return (accelerator.reduce(flags, "sum") > 0).tolist()

@@ -193,15 +193,15 @@ def load_state(model: nn.Module, state: Mapping[str, Tensor], path: str | Path) 
     model.load_state_dict(dict(state))
 
 
-def load_backbone(model: GMIC, folder: str | Path) -> None:
-    """Start GMIC's global network from a trained classifier or GMIC: the paper's BI-RADS warm start (G10).
+def load_backbone(model: GMIC | ImageClassifier, folder: str | Path) -> None:
+    """Start a global network from a trained classifier's or GMIC's: the paper's BI-RADS warm start (G10).
 
     Raises:
         InputError: `folder` is no model folder, or its global network has another shape.
     """
     source = load_model(folder).model
     if isinstance(source, RegionModel):
-        raise InputError(f"{folder}: a dual-branch network has no global network for a GMIC to start from.")
+        raise InputError(f"{folder}: a dual-branch network has no global network to start from.")
     load_state(model.backbone, source.backbone.state_dict(), Path(folder) / "weights.safetensors")
 
 
