@@ -1,11 +1,15 @@
-"""The command `mammomil`: demo, phantom, index, train, predict, evaluate, experiment.
+"""The command `mammomil`: demo, phantom, index, train, search, predict, evaluate, experiment.
 
 Help must answer at once, so torch and the rest of the library are imported by the command that needs them.
 """
 
+import contextlib
 import difflib
+import io
+import os
 import sys
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -164,30 +168,38 @@ def _predict(
 
 
 def _evaluate(
-    model: Path,
     data: Path,
+    model: Path | None = None,
+    predictions: Path | None = None,
     split: Literal["all", "train", "val", "test"] = "all",
     out: Path | None = None,
     mask_iom: bool = False,
 ) -> int:
-    """Say how well a trained model does on images whose answers are known: who has a finding, and where.
+    """Say how well models do on images whose answers are known: who has a finding, and where.
 
-    The table gives, per finding and with 95 % intervals over patients: the AUC, the chance that an image with
-    the finding gets a higher probability than one without; of the images with a lesion whose place is known,
-    the share in which the region the model trusts most hits it (intersection over the smaller area of 0.5 or
-    more), and the share in which the saliency map is highest within the lesion's box. Read AUC and places
-    together: a model may be right for the wrong reason. Judge on images it was not trained on.
+    Give --model to predict the images now, or --predictions to judge what `mammomil predict` wrote before,
+    of one or of several models. The printed table gives, per finding and with 95 % intervals over patients:
+    the AUC, the chance that an image with the finding gets a higher probability than one without; of the
+    images with a lesion whose place is known, the share in which the region the model trusts most hits it
+    (intersection over the smaller area of 0.5 or more), and the share in which the saliency map is highest
+    within the lesion's box. Read AUC and places together: a model may be right for the wrong reason. Judge
+    on images it was not trained on.
+
+    With --out there is a page with all of it: figures per image, breast and exam, ROC, FROC and reliability
+    curves, the probability plane, maps against masks, the largest errors, pairs of models compared, and what
+    was left out.
 
     Args:
-        model: a model folder, as `mammomil train` writes it.
         data: the index.csv of the images, or its folder; places need a findings.csv beside it.
+        model: a model folder, as `mammomil train` writes it.
+        predictions: a folder that `mammomil predict` wrote; maps are judged if it was with --save-maps.
         split: the images to judge. Choose test for a figure to report.
-        out: folder for evaluation.json (figures, provenance) and evaluation.csv (a row per image).
+        out: folder for report.html, figures/, evaluation.json (all figures) and evaluation.csv (images).
         mask_iom: compare regions with the pixels of a lesion where there is a mask, not with its box.
     """
-    from mammomil.evaluate import evaluate_to_folder
+    from mammomil.evaluation_report import evaluate_to_folder
 
-    return evaluate_to_folder(model, data, None if split == "all" else split, out, mask_iom)
+    return evaluate_to_folder(data, model, predictions, None if split == "all" else split, out, mask_iom)
 
 
 def _experiment(args: Sequence[str]) -> int:
@@ -197,7 +209,7 @@ def _experiment(args: Sequence[str]) -> int:
     from mammomil.experiments import EXPERIMENTS
 
     if not args or args[0] not in EXPERIMENTS:
-        names = "\n".join(f"  {name:<12} {text}" for name, (_, text) in EXPERIMENTS.items())
+        names = "\n".join(f"  {name:<17} {text}" for name, (_, text) in EXPERIMENTS.items())
         print(
             f"usage: mammomil experiment {{{','.join(EXPERIMENTS)}}} --out DIR ...\n\n{names}\n\n"
             "An experiment writes a table, a figure and where they come from. Stopped, it goes on when run "
@@ -206,13 +218,35 @@ def _experiment(args: Sequence[str]) -> int:
         )
         return 0 if args and args[0] in ("-h", "--help") else 2
     module = import_module(EXPERIMENTS[args[0]][0])
-    return module.run(tyro.cli(module.Config, args=args[1:], prog=f"mammomil experiment {args[0]}"))
+    default = module.defaults(_scale_of(args[1:])) if hasattr(module, "defaults") else None
+    prog = f"mammomil experiment {args[0]}"
+    config = tyro.cli(module.Config, **({"default": default} if default else {}), args=args[1:], prog=prog)
+    from mammomil.experiments.common import Stopped
+
+    try:
+        return module.run(config)
+    except Stopped:
+        print("stopped; everything is saved. The same command goes on from here.")
+        return 130
 
 
+@contextlib.contextmanager
+def _one_voice() -> Iterator[None]:
+    """Where a launcher has started several processes, let the first one speak; the others tell errors."""
+    with contextlib.ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            stack.enter_context(contextlib.redirect_stdout(io.StringIO()))
+            stack.enter_context(warnings.catch_warnings())
+            warnings.simplefilter("ignore")
+        yield
+
+
+@_one_voice()
 def _train(args: Sequence[str]) -> int:
     """Train a model on an index. The defaults of all options depend on --scale."""
     from mammomil.jobs import run_training
     from mammomil.recipes import RUNS, preset
+    from mammomil.runs import processes
 
     if not args or args[0] not in RUNS:
         print(
@@ -229,6 +263,7 @@ def _train(args: Sequence[str]) -> int:
         object.__setattr__(default, name, tyro.MISSING)
     run = tyro.cli(type(default), default=default, args=rest, prog=f"mammomil train {kind}")
     result = run_training(run)
+    processes().destroy_process_group()
     if result.interrupted:
         print(f"stopped after {len(result.history)} epochs; everything is saved. Continue with --resume.")
         return 130
@@ -237,9 +272,27 @@ def _train(args: Sequence[str]) -> int:
     return 0
 
 
+def _search(args: Sequence[str]) -> int:
+    """Search hyper-parameters at random. The defaults of all options depend on --scale."""
+    from mammomil.search import run_search, search_preset
+
+    if not args or args[0] != "gmic":
+        print(
+            "usage: mammomil search gmic --data INDEX --out DIR [--scale quick|full] [--trials N] ...\n\n"
+            "Train many GMICs with hyper-parameters drawn at random, and list the best, as its paper does.\n"
+            "`mammomil search gmic --help` lists the options."
+        )
+        return 0 if args and args[0] in ("-h", "--help") else 2
+    rest = list(args[1:])
+    default = search_preset(_scale_of(rest), Path(), Path())
+    for name in ("data", "out"):
+        object.__setattr__(default.run, name, tyro.MISSING)
+    return run_search(tyro.cli(type(default), default=default, args=rest, prog="mammomil search gmic"))
+
+
 def _scale_of(args: Sequence[str]) -> str:
     """Read --scale ahead of all other options, because it sets their defaults."""
-    for option, value in zip(args, [*args[1:], ""], strict=True):
+    for option, value in zip(args, [*args[1:], ""], strict=False):
         if option == "--scale" and value in ("quick", "full"):
             return value
         if option in ("--scale=quick", "--scale=full"):
@@ -266,6 +319,7 @@ COMMANDS: dict[str, tuple[str, Callable[[Sequence[str]], int]]] = {
     "phantom": ("draw synthetic exams with exact lesion masks", _simple(_phantom, "phantom")),
     "index": ("make the table of images of a data set", _index),
     "train": ("train a model on an index", _train),
+    "search": ("find hyper-parameters of GMIC by a random search", _search),
     "predict": ("look at your own mammograms through a trained model", _simple(_predict, "predict")),
     "evaluate": ("measure a trained model on images whose answers are known", _simple(_evaluate, "evaluate")),
     "experiment": ("make a table and a figure anew, with the models behind them", _experiment),

@@ -1,86 +1,35 @@
-"""How well a model does on the images of an index: who has a finding, and where it is, always together.
+"""How well models do on the images of an index: who has a finding, and where it is, always together.
 
 A model can tell who has a finding and look at the wrong place, or the other way round; neither figure stands
-for the other. All intervals are over patients.
+for the other. Answers come from a model, or from a folder that `mammomil predict` wrote; one path judges
+both. All intervals are over patients.
 """
 
 import csv
 import dataclasses
-import math
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
-from PIL import Image
 from tqdm.auto import tqdm
 
-from mammomil.files import InputError, atomic_path, provenance, read_json, sha256, write_json
-from mammomil.index import BOX, read_index, subset
+from mammomil.files import InputError, atomic_path, provenance, write_json
+from mammomil.index import Index, read_index, subset
 from mammomil.items import Item, failure_reason, index_items
-from mammomil.metrics import auc_score, bootstrap_ci, inside_any, map_peak, mean_score, top_region_iom
+from mammomil.judging import FindingFigures, Interval, ModelEvaluation, judge_answer, judge_map, label_columns
+from mammomil.metrics import auc_score, bootstrap_ci, mean_score
+from mammomil.predicted import Predicted, read_predictions, with_map
 from mammomil.predictor import Predictor, model_name
-from mammomil.regions import iom, iom_masks
-from mammomil.report import Failure
+from mammomil.report import REGIONS_LISTED, Failure
 from mammomil.types import FINDINGS, Prediction
-from mammomil.weights import codes_of, load_model
+from mammomil.weights import load_model
 
-Interval = tuple[float, float]
 Split = Literal["train", "val", "test"]
-ALPHA = 0.5  # a region hits a lesion from this IoM on (checklist D11, D27)
 FIELDS_PER_IMAGE = 8
-
-
-@dataclass(frozen=True)
-class FindingFigures:
-    """Figures of one finding. Shares and intervals are None where there is nothing to compute them from."""
-
-    known: int
-    """Images whose label is known."""
-    positive: int
-    """Of these, images with the finding."""
-    auc: float | None
-    """Area under the ROC curve over the images whose label is known."""
-    auc_95ci: Interval | None
-    """Its 95 % interval over patients, as of all shares here."""
-    located: int = 0
-    """Images with at least one placed lesion of the finding."""
-    region_hit: float | None = None
-    """Of these, the share whose top-ranked region hits such a lesion with IoM 0.5 or more."""
-    region_hit_95ci: Interval | None = None
-    """Interval of `region_hit`."""
-    peak_hit: float | None = None
-    """Of these, the share where the saliency map peaks in the box of such a lesion."""
-    peak_hit_95ci: Interval | None = None
-    """Interval of `peak_hit`."""
-    tied_peaks: int = 0
-    """Of these, images where several cells share the map's maximum; the mean of their places is its peak."""
-    unplaced: int = 0
-    """Lesions left out of all this because nobody noted their place."""
-
-
-class ModelEvaluation(NamedTuple):
-    """A model's figures on some images.
-
-    Attributes:
-        model: name of the model.
-        images: images (or fields of view) that were answered.
-        patients: their patients.
-        findings: figures by finding.
-        rows: per image its ids, labels, probabilities and hits; None where there is none.
-        failures: images that could not be used.
-    """
-
-    model: str
-    images: int
-    patients: int
-    findings: dict[str, FindingFigures]
-    rows: list[dict[str, Any]]
-    failures: list[Failure]
+_SAID = 20  # failures said on standard error; the report lists them all
 
 
 def evaluate_model(
@@ -96,10 +45,12 @@ def evaluate_model(
     Localisation is judged per image and finding: does the region with the largest `Prediction.scores` hit a
     lesion of that finding (IoM 0.5 or more, in pixels of the file), and does the map peak in a lesion's box?
     A lesion without a box can be neither hit nor missed; it is left out and counted. Equal scores go to the
-    region that was retrieved first.
+    region that was retrieved first. Where all lesions of a finding have masks, the map is compared with
+    them (`continuous_prf`).
 
     Args:
-        model_folder: a GMIC, or a classifier of findings, which is judged by its probabilities alone.
+        model_folder: a GMIC, a dual-branch network, or a classifier of findings, which is judged by its
+            probabilities alone.
         index_path: an index.csv or its folder.
         split: judge the images of this split only; None is all.
         mask_iom: compare regions with the pixels of a lesion where the index names a mask, in place of its
@@ -113,39 +64,119 @@ def evaluate_model(
     index = read_index(index_path)
     index = index if split is None else subset(index, split)
     predictor = Predictor.from_pretrained(model_folder, device)
-    failures: list[Failure] = []
+    items, failures = list(index_items(index)), _Failures()
+    answers = predictor.stream(items, failures.add)
+    evaluation = _judge(predictor.name, answers, index, items, failures, mask_iom, progress)
+    if not evaluation.rows:
+        raise InputError(f"{index_path}: no image could be evaluated. The first: {failures[0].reason}")
+    return evaluation
 
-    def fail(item: Item, error: Exception) -> None:
-        failures.append(Failure(str(item.path), item.image_id, failure_reason(item, error)))
-        tqdm.write(f"{item.path}: {failures[-1].reason}", file=sys.stderr)
 
-    items = {item.image_id: item for item in index_items(index)}
+def evaluate_predictions(
+    folder: str | Path,
+    index_path: str | Path,
+    split: Split | None = None,
+    mask_iom: bool = False,
+    progress: bool = True,
+) -> list[ModelEvaluation]:
+    """Compare predictions that were made before with what an index knows, as `evaluate_model` does.
+
+    An image counts as failed where it has no usable row of a model, and a prediction where the index does not
+    know its image; the rest goes on. Predictions of other splits are passed over.
+
+    Args:
+        folder: what `mammomil predict` wrote, see `predicted.read_predictions`. Images are told by image_id.
+        index_path: an index.csv or its folder.
+        split: judge the images of this split only; None is all.
+        mask_iom: see `evaluate_model`.
+        progress: show a bar.
+
+    Returns:
+        An evaluation per model, in the order of predictions.csv.
+
+    Raises:
+        InputError: the folder or the index cannot be used, or no prediction is of an image of the index.
+    """
+    whole = read_index(index_path)
+    index = whole if split is None else subset(whole, split)
+    items, known = list(index_items(index)), set(whole.images["image_id"])
+    stored = read_predictions(folder)
+    evaluations = []
+    for model, predictions in stored.models.items():
+        failures = _Failures()
+        for image_id in (*predictions, *stored.faults[model]):
+            if image_id not in known:
+                place = Item(Path(folder, "predictions.csv"), image_id)
+                failures.add(place, InputError(f"image {image_id!r} is not in the index {index_path}."))
+        answers = _stored(folder, stored, model, items, failures)
+        found = _judge(model, answers, index, items, failures, mask_iom, progress)
+        evaluations.append(found._replace(listed=REGIONS_LISTED))
+    if not any(evaluation.rows for evaluation in evaluations):
+        raise InputError(
+            f"{folder}: no prediction could be judged. The first: {evaluations[0].failures[0].reason}"
+        )
+    return evaluations
+
+
+class _Failures(list[Failure]):
+    """Images that could not be used, said on standard error as they come."""
+
+    def add(self, item: Item, error: Exception) -> None:
+        self.append(Failure(str(item.path), item.image_id, failure_reason(item, error)))
+        if len(self) <= _SAID:
+            tqdm.write(_printable(f"{item.path}: {self[-1].reason}"), file=sys.stderr)
+        if len(self) == _SAID + 1:
+            tqdm.write("and more, which the report lists (--out)", file=sys.stderr)
+
+
+def _stored(
+    folder: str | Path, stored: Predicted, model: str, items: Sequence[Item], failures: _Failures
+) -> Iterator[Prediction]:
+    """Give the stored predictions of images, in order, with their maps; what is not there has failed."""
+    predictions, reasons = stored.models[model], {**stored.reasons, **stored.faults[model]}
+    for item in items:
+        try:
+            if item.image_id not in predictions:
+                absent = "has no row in predictions.csv. Predict it, or take it out of the index."
+                raise InputError(reasons.get(item.image_id, absent))
+            yield with_map(predictions[item.image_id], folder, len(stored.models))
+        except InputError as error:
+            failures.add(item, error)
+
+
+def _judge(
+    model: str,
+    answers: Iterable[Prediction],
+    index: Index,
+    items: Sequence[Item],
+    failures: _Failures,
+    mask_iom: bool,
+    progress: bool,
+) -> ModelEvaluation:
+    """Compare answers with what the index knows of their images."""
+    by_id = {item.image_id: item for item in items}
     known = {row["image_id"]: row for row in index.images.to_dict("records")}
     found = index.findings
-    lesions = {(str(i), str(f)): rows for (i, f), rows in found.groupby(["image_id", "finding"])}
-    answers = predictor.stream(items.values(), fail)
-    rows = []
-    for prediction in tqdm(answers, "Evaluating", len(items), disable=not progress, unit="image"):
-        image = known[prediction.image_id]
-        row = {name: image[name] for name in ("image_id", "patient_id", "split")}
-        row |= _labels([image[name] for name in FINDINGS], prediction.prob)
+    lesions = {str(name): rows for name, rows in found.groupby("image_id")}
+    rows, places, ranks = [], [], False
+    for p in tqdm(answers, "Evaluating", len(items), disable=not progress, unit="image"):
+        asked = known[p.image_id], lesions.get(p.image_id, found[:0]), index.root
         try:
-            for c, finding in enumerate(FINDINGS):
-                here = lesions.get((prediction.image_id, finding), found[:0])
-                placed = here[here["x0"].notna()]
-                boxes = placed[BOX].to_numpy(float)
-                masks = placed["mask"].to_list() if mask_iom else []
-                overlap = _overlap(prediction.boxes, boxes, masks, index.root, image)
-                row |= _places(prediction, c, boxes, overlap)
+            row, place = judge_answer(p, *asked, mask_iom)
         except InputError as error:  # a mask that cannot be read
-            fail(items[prediction.image_id], error)
+            failures.add(by_id[p.image_id], error)
             continue
+        try:
+            row |= judge_map(p, *asked)
+        except InputError as error:  # the image counts, its map does not
+            failures.add(by_id[p.image_id], error)
         rows.append(row)
-    if not rows:
-        raise InputError(f"{index_path}: no image could be evaluated. The first: {failures[0].reason}")
+        places.append(place)
+        ranks |= p.ranks_regions
     answered = found["image_id"].isin([row["image_id"] for row in rows])
     unplaced = found[answered & found["x0"].isna()]["finding"]
-    return _summed(predictor.name, rows, {name: int((unplaced == name).sum()) for name in FINDINGS}, failures)
+    counts = {name: int((unplaced == name).sum()) for name in FINDINGS}
+    return _summed(model, rows, counts, failures)._replace(places=places, ranks_regions=ranks)
 
 
 @torch.inference_mode()
@@ -192,25 +223,38 @@ def evaluate_fields(
         for place, label, p in zip(batch.row.tolist(), batch.label.tolist(), prob, strict=True):
             image = data.images.iloc[place]
             row = {name: image[name] for name in ("image_id", "patient_id", "split")}
-            rows.append({**row, "field": len(rows), **_labels(label, p)})
+            rows.append({**row, "field": len(rows), **label_columns(label, p)})
     return _summed(predictor.name, rows, dict.fromkeys(FINDINGS, 0), failures)
 
 
 def write_evaluation(evaluation: ModelEvaluation, out: str | Path, **facts: Any) -> None:
     """Write `evaluation.json` (figures, failures, provenance and `facts`) and `evaluation.csv` (images)."""
-    names = list(dict.fromkeys(name for row in evaluation.rows for name in row))
-    with atomic_path(Path(out, "evaluation.csv")) as temporary, temporary.open("w", newline="") as file:
-        table = csv.DictWriter(file, names)
+    write_rows(evaluation.rows, Path(out, "evaluation.csv"))
+    content = {**evaluation_content(evaluation), "provenance": provenance(**facts)}
+    write_json(Path(out, "evaluation.json"), content)
+
+
+def write_rows(rows: Sequence[Mapping[str, Any]], path: str | Path) -> None:
+    """Write the rows of evaluations as a table; a cell is empty where a row has none."""
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    with (
+        atomic_path(path) as temporary,
+        temporary.open("w", encoding="utf-8", errors="backslashreplace", newline="") as file,
+    ):
+        table = csv.DictWriter(file, names, lineterminator="\n")
         table.writeheader()
-        table.writerows(evaluation.rows)
-    content = {
+        table.writerows(rows)
+
+
+def evaluation_content(evaluation: ModelEvaluation) -> dict[str, Any]:
+    """Return the figures and failures of an evaluation as JSON can hold them."""
+    return {
         "model": evaluation.model,
         "images": evaluation.images,
         "patients": evaluation.patients,
         "findings": {name: dataclasses.asdict(figures) for name, figures in evaluation.findings.items()},
         "failures": [failure._asdict() for failure in evaluation.failures],
     }
-    write_json(Path(out, "evaluation.json"), {**content, "provenance": provenance(**facts)})
 
 
 def evaluation_text(evaluation: ModelEvaluation) -> str:
@@ -219,7 +263,7 @@ def evaluation_text(evaluation: ModelEvaluation) -> str:
         f"{'finding':<11}{'positive':>12}  {'AUC':<22}{'located':>8}  {'top region hits':<22}map peaks in box"
     )
     lines = [
-        f"{evaluation.model}: {evaluation.images} images of {evaluation.patients} patients, "
+        f"{_printable(evaluation.model)}: {evaluation.images} images of {evaluation.patients} patients, "
         f"{len(evaluation.failures)} failed; in brackets 95 % intervals over patients",
         head,
     ]
@@ -236,86 +280,16 @@ def evaluation_text(evaluation: ModelEvaluation) -> str:
     return "\n".join(lines)
 
 
+def _printable(text: str) -> str:
+    """Write out what a terminal could take for an order; names need not be printable."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 def with_interval(value: float | None, interval: Interval | None) -> str:
     """Write a figure with its interval, such as `0.913 (0.880-0.941)`; a dash where there is none."""
     if value is None:
         return "-"
     return f"{value:.3f}" + (f" ({interval[0]:.3f}-{interval[1]:.3f})" if interval else "")
-
-
-def evaluate_to_folder(
-    model_folder: str | Path,
-    index_path: str | Path,
-    split: Split | None = None,
-    out: str | Path | None = None,
-    mask_iom: bool = False,
-) -> int:
-    """Print a model's figures and write them to `out` if it is given; see `evaluate_model`.
-
-    Returns:
-        The exit status of a program: 0; 1 if an image failed.
-    """
-    evaluation = evaluate_model(model_folder, index_path, split, mask_iom)
-    print(evaluation_text(evaluation))
-    if out is not None:
-        path = Path(index_path)
-        write_evaluation(
-            evaluation, out, command="evaluate", split=split, mask_iom=mask_iom,
-            index_sha256=sha256(path / "index.csv" if path.is_dir() else path),
-            weights_sha256=read_json(Path(model_folder) / "config.json").get("weights_sha256"),
-            codes=codes_of(model_folder),
-        )  # fmt: skip
-    return int(bool(evaluation.failures))
-
-
-def _labels(label: Sequence[float], prob: np.ndarray) -> dict[str, Any]:
-    """Labels, None where unknown, and probabilities of an image, as columns."""
-    columns = {name: None if math.isnan(y) else int(y) for name, y in zip(FINDINGS, label, strict=True)}
-    return columns | {f"p_{name}": float(p) for name, p in zip(FINDINGS, prob, strict=True)}
-
-
-def _places(prediction: Prediction, c: int, boxes: np.ndarray, overlap: np.ndarray) -> dict[str, Any]:
-    """Say how a prediction's places for one finding meet its lesions, as columns; None where not asked."""
-    best = top_region_iom(prediction.scores[:, c], overlap)
-    peak = tied = None
-    if len(boxes) and prediction.saliency is not None and prediction.map_box is not None:
-        place, tied = map_peak(prediction.saliency[c], prediction.map_box)
-        peak = int(inside_any(place, boxes))
-    name = FINDINGS[c]
-    return {
-        f"lesions_{name}": len(boxes),
-        f"iom_{name}": best,
-        f"region_hit_{name}": None if best is None else int(best >= ALPHA),
-        f"peak_hit_{name}": peak,
-        f"tied_{name}": tied,
-    }
-
-
-def _overlap(
-    regions: np.ndarray, boxes: np.ndarray, masks: Sequence[str], root: Path, image: dict[str, Any]
-) -> Float[np.ndarray, "k n"]:
-    """IoM of regions with lesions: with the mask of a lesion where a file is named, else with its box.
-
-    Raises:
-        InputError: a mask cannot be read, or is not as large as its image.
-    """
-    regions_ = torch.from_numpy(regions)
-    shared = iom(regions_, torch.from_numpy(boxes))
-    for n, name in enumerate(masks):
-        if not name:
-            continue
-        try:
-            with Image.open(root / name) as file:
-                mask = torch.from_numpy(np.asarray(file) > 0)
-        except OSError as error:
-            raise InputError(f"{root / name}: cannot read this mask ({error}). Restore the file.") from error
-        size = (image["height"], image["width"])
-        if tuple(mask.shape) != size and not any(map(math.isnan, size)):
-            raise InputError(
-                f"{root / name}: the mask is {tuple(mask.shape)}, its image {size}. Give one of that size."
-            )
-        shared[:, n] = iom_masks(regions_, mask[None])[:, 0]
-    return shared.numpy()
 
 
 def _summed(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 import mammomil.evaluate as evaluate
+import mammomil.evaluation_figures as evaluation_figures
 from mammomil.backbones import ClassifierConfig, ResNet22Config, build_classifier
 from mammomil.cli import main
 from mammomil.dual_branch import DualBranchConfig
@@ -31,7 +32,9 @@ TINY = ResNet22Config((4, 8), (2, 2), 1, stem_pool=False)
 
 @pytest.fixture(autouse=True)
 def few_resamples(monkeypatch):
-    monkeypatch.setattr(evaluate, "bootstrap_ci", functools.partial(bootstrap_ci, n_resamples=20))
+    for module in (evaluate, evaluation_figures):
+        monkeypatch.setattr(module, "bootstrap_ci", functools.partial(bootstrap_ci, n_resamples=20))
+    monkeypatch.setattr(evaluation_figures, "FROC_RESAMPLES", 5)
 
 
 @pytest.fixture(scope="module")
@@ -247,7 +250,7 @@ def test_the_command_prints_a_table_and_writes_what_it_counted(models, index, tm
     with (tmp_path / "out" / "evaluation.csv").open() as file:
         rows = list(csv.DictReader(file))
     for finding in FINDINGS:
-        figures = content["findings"][finding]
+        figures = content["models"][0]["findings"][finding]
         hits = [int(row[f"region_hit_{finding}"]) for row in rows if row[f"region_hit_{finding}"]]
         assert len(hits) == figures["located"]
         assert figures["region_hit"] == (np.mean(hits) if hits else None)
