@@ -43,7 +43,7 @@ def test_every_experiment_has_what_the_command_needs():
 
 def test_the_command_lists_the_experiments(capsys):
     assert main(["experiment", "--help"]) == 0
-    assert "warm-start   train the small models" in capsys.readouterr().out
+    assert "warm-start        train the small models" in capsys.readouterr().out
     assert main(["experiment", "cold-start"]) == 2
     assert main(["experiment"]) == 2
 

@@ -10,13 +10,21 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # The way of the data, top to bottom. A module imports only modules above it.
 ORDER = [
-    "files", "types",
+    "files", "downloads", "types",
     "dicom", "pectoral", "preprocess", "noise", "anatomy", "lesions", "phantom", "phantom_set", "index",
     "readers.mini_mias", "readers.folder", "augment", "cache", "dataset",
     "regions", "pooling", "backbones", "gmic", "cnn_m", "encoders", "dual_branch", "region_model",
     "region_data", "codes", "losses", "weights",
-    "metrics", "runs", "train", "recipes", "jobs", "items", "predictor", "panels", "plots", "region_plots",
-    "report", "predict", "evaluate", "demo", "experiments.warm_start", "cli",
+    "intervals", "froc", "metrics", "protocols", "runs", "workers", "train", "recipes", "jobs", "search",
+    "items", "predictor", "panels", "plots", "display_base", "table_displays", "displays", "region_plots",
+    "report", "predict", "predicted", "judging", "evaluate", "evaluation_figures", "evaluation_plots",
+    "evaluation_report", "demo",
+    "experiments.common", "experiments.warm_start", "experiments.reader_scores", "experiments.reader_study",
+    "experiments.gmic_runs", "experiments.gmic_ablation", "experiments.gmic_search",
+    "experiments.region_runs", "experiments.region_tables", "experiments.dual_branch_weak",
+    "experiments.dual_branch_semi",
+    "experiments.probability_plane", "experiments.annotation_budget", "experiments.compare",
+    "cli",
 ]  # fmt: skip
 
 
