@@ -211,7 +211,8 @@ def _experiment(args: Sequence[str]) -> int:
     if not args or args[0] not in EXPERIMENTS:
         names = "\n".join(f"  {name:<17} {text}" for name, (_, text) in EXPERIMENTS.items())
         print(
-            f"usage: mammomil experiment {{{','.join(EXPERIMENTS)}}} --out DIR ...\n\n{names}\n\n"
+            "usage: mammomil experiment NAME [--scale quick|full] [--data INDEX] [--out DIR] ...\n\n"
+            f"{names}\n\n"
             "An experiment writes a table, a figure and where they come from. Stopped, it goes on when run "
             "again.\n"
             "`mammomil experiment NAME --help` lists the options."

@@ -105,7 +105,7 @@ class BarsDisplay(Display):
     series: tuple[str, str] = ("ours", "paper")
     value_name: str = "AUC"
     _what: ClassVar = "Comparison"
-    _legend_at: ClassVar = "best", -0.45
+    _legend_at: ClassVar = "", -0.45
 
     @classmethod
     def from_table(

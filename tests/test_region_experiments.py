@@ -28,6 +28,7 @@ from mammomil.experiments.region_runs import (
 )
 from mammomil.experiments.region_tables import claim
 from mammomil.index import BOX, read_index, select, split_patients, write_index
+from mammomil.items import index_items
 from mammomil.predictor import Predictor
 from mammomil.regions import iom
 from mammomil.train import FitResult
@@ -51,6 +52,10 @@ def data(tmp_path_factory):
 def work(tmp_path_factory):
     """A folder of training runs that all tests here share, as experiments do."""
     return tmp_path_factory.mktemp("work")
+
+
+def refuse(item, error):
+    raise error
 
 
 def read(path):
@@ -92,10 +97,10 @@ def test_answers_and_overlaps_are_those_of_a_prediction(data, work):
     # selected depends on less than that.
     answers = cross_validate(config, regions, fold_folders(config, data), WEAK[2])
     index = read_index(data)
-    images = froc_images(regions, answers, "MB vs N")
+    images, items = froc_images(regions, answers, "MB vs N"), list(index_items(index))
     for i in (0, 21, 40, 63):
         predictor = Predictor.from_pretrained(answers.runs[answers.fold[i]] / "model")
-        said = predictor([data / index.images["path"][i]])[0]
+        (said,) = predictor.stream([items[i]], refuse)
         assert said.prob == pytest.approx(answers.prob[i], abs=1e-4)
         assert said.scores == pytest.approx(answers.scores[i], abs=1e-4)
         mine = index.findings[index.findings["image_id"] == index.images["image_id"][i]]

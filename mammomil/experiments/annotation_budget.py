@@ -9,8 +9,6 @@ import numpy as np
 from mammomil.experiments.common import (
     Claim,
     Picture,
-    exam_index,
-    keep_settings,
     number,
     trained,
     write_results,
@@ -20,9 +18,7 @@ from mammomil.experiments.region_runs import (
     WEAK,
     RegionExperiment,
     TaskSummary,
-    cross_validate,
-    fold_folders,
-    load_regions,
+    run_methods,
     scaled,
     summarise,
 )
@@ -70,11 +66,8 @@ def run(config: Config) -> int:
         Stopped: by Ctrl-C; the same command goes on.
         InputError: the data or the folder cannot be used, or nothing in it is annotated.
     """
-    keep_settings(config)
-    index_folder = exam_index(config)
-    folders = fold_folders(config, index_folder)
-    regions = load_regions(config, index_folder)
-    answers = [cross_validate(config, regions, folders, method) for method in METHODS]
+    regions, folders, found = run_methods(config, METHODS)
+    answers = list(found.values())
     summaries = [summarise(config, regions, one, TASK) for one in answers]
     work = [_work(config, folders, method.annotated) for method in METHODS]
     claims = [

@@ -3,14 +3,12 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from mammomil.experiments.common import Picture, exam_index, keep_settings, trained, write_results
+from mammomil.experiments.common import Picture, trained, write_results
 from mammomil.experiments.region_runs import (
     SEMI,
     WEAK,
     RegionExperiment,
-    cross_validate,
-    fold_folders,
-    load_regions,
+    run_methods,
     scaled,
     summarise,
 )
@@ -63,11 +61,7 @@ def run(config: Config) -> int:
         Stopped: by Ctrl-C; the same command goes on.
         InputError: the data or the folder cannot be used, or nothing in it is annotated.
     """
-    keep_settings(config)
-    index_folder = exam_index(config)
-    folders = fold_folders(config, index_folder)
-    regions = load_regions(config, index_folder)
-    answers = {m.name: cross_validate(config, regions, folders, m) for m in (*WEAK, *SEMI)}
+    regions, _, answers = run_methods(config, (*WEAK, *SEMI))
     names = list(answers)
     summaries = {(TASK, name): summarise(config, regions, answers[name], TASK) for name in names}
     claims = [

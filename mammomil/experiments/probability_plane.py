@@ -10,17 +10,13 @@ from jaxtyping import Float, Int
 from mammomil.experiments.common import (
     Picture,
     describe_data,
-    exam_index,
-    keep_settings,
     trained,
     write_results,
 )
 from mammomil.experiments.region_runs import (
     WEAK,
     RegionExperiment,
-    cross_validate,
-    fold_folders,
-    load_regions,
+    run_methods,
     scaled,
 )
 from mammomil.files import InputError
@@ -95,11 +91,8 @@ def run(config: Config) -> int:
     """
     from sklearn.metrics import confusion_matrix
 
-    keep_settings(config)
-    index_folder = exam_index(config)
-    folders = fold_folders(config, index_folder)
-    regions = load_regions(config, index_folder)
-    answers = cross_validate(config, regions, folders, WEAK[-1])
+    regions, folders, found = run_methods(config, WEAK[-1:])
+    (answers,) = found.values()
     kind, matrix, rows = three_classes(regions.label), np.zeros((3, 3), int), []
     planes = []
     for k in range(config.folds):

@@ -16,7 +16,13 @@ from tqdm.auto import tqdm
 
 from mammomil.codes import CodeDataset
 from mammomil.dual_branch import Method as Head
-from mammomil.experiments.common import Experiment, index_key, train_once
+from mammomil.experiments.common import (
+    Experiment,
+    exam_index,
+    index_key,
+    keep_settings,
+    train_once,
+)
 from mammomil.files import InputError, atomic_path
 from mammomil.index import Index, read_index
 from mammomil.losses import DualBranchObjective
@@ -235,6 +241,22 @@ def fold_folders(config: RegionExperiment, index_folder: Path) -> list[Path]:
     if not all((folder / "index.csv").exists() for folder in folders):
         write_folds(read_index(index_folder), out, config.folds, config.seed)
     return folders
+
+
+def run_methods(
+    config: RegionExperiment, methods: Sequence[Method]
+) -> tuple[Regions, list[Path], dict[str, Answers]]:
+    """Do what every experiment on the dual branch begins with: settings, data, folds, and answers by name.
+
+    Raises:
+        Stopped: see `train_once`.
+        InputError: the data or the folder cannot be used.
+    """
+    keep_settings(config)
+    index_folder = exam_index(config)
+    folders = fold_folders(config, index_folder)
+    regions = load_regions(config, index_folder)
+    return regions, folders, {m.name: cross_validate(config, regions, folders, m) for m in methods}
 
 
 def cross_validate(

@@ -21,7 +21,8 @@ from mammomil.evaluate import (
     with_interval,
     write_evaluation,
 )
-from mammomil.files import InputError, atomic_path, provenance, read_json, write_json
+from mammomil.experiments.common import keep_settings
+from mammomil.files import atomic_path, provenance, read_json
 from mammomil.index import read_index, split_patients, write_index
 from mammomil.jobs import run_training
 from mammomil.preprocess import PreprocessConfig
@@ -103,7 +104,7 @@ def run(config: Config) -> int:
         InputError: `config.out` holds an experiment with other settings, or cannot be written.
     """
     out = config.out
-    _keep_settings(config)
+    keep_settings(config)
     phantoms = _draw(config)
     test = phantoms["test"]
     for training_run in _runs(config, phantoms):
@@ -129,20 +130,6 @@ def run(config: Config) -> int:
     print((out / "warm-start.md").read_text(encoding="utf-8"))
     print(f"models: {out / 'weights'}")
     return int(any(read_json(out / "scores" / name / "evaluation.json")["failures"] for name in MODELS))
-
-
-def _keep_settings(config: Config) -> None:
-    """Write the settings of a new experiment, or compare them with those of the one to go on with."""
-    path = config.out / "config.json"
-    settings = {k: v for k, v in dataclasses.asdict(config).items() if k not in ("out", "workers")}
-    if not path.exists():
-        write_json(path, settings)
-    known = read_json(path)
-    other = [f"{name} {known.get(name)}" for name, value in settings.items() if known.get(name) != value]
-    if other:
-        raise InputError(
-            f"{config.out}: holds an experiment with {', '.join(other)}. Give the same, or another --out."
-        )
 
 
 def _draw(config: Config) -> dict[str, Path]:
