@@ -185,7 +185,8 @@ def test_the_comparison_counts_the_same_lesions_for_both(data, work, tmp_path, c
     for finding in FINDINGS:
         mine = index.findings[index.findings["finding"] == finding]
         assert (
-            int(rows[f"{finding} lesions hit by the first 1"]["count"]) == mine[BOX].notna().all(axis=1).sum()
+            int(rows[f"{finding} lesions hit by the first region"]["count"])
+            == mine[BOX].notna().all(axis=1).sum()
         )
     for model, label in (("gmic", "gmic-*"), ("dual_branch", "cls-det-rs-*")):
         (folder,) = (work / "runs").glob(label)
@@ -193,6 +194,11 @@ def test_the_comparison_counts_the_same_lesions_for_both(data, work, tmp_path, c
         y, s = ([float(r[name]) for r in found] for name in ("malignant", "p_malignant"))
         assert float(rows["AUC malignant, images"][model]) == pytest.approx(roc_auc_score(y, s), abs=2e-3)
     page = (tmp_path / "compare.md").read_text(encoding="utf-8")
+    for row in rows.values():
+        if row["low"]:
+            clear = float(row["low"]) > 0 or float(row["high"]) < 0
+            line = next(line for line in page.splitlines() if line.startswith(f"- {row['figure']}:"))
+            assert ("is ahead" in line) == clear
     assert "DeLong's test takes images for independent" in page
     capsys.readouterr()
     again = dataclasses.replace(config, out=tmp_path / "again")
