@@ -25,8 +25,9 @@ from mammomil.recipes import ClassifierRun, DualBranchRun, GMICRun, ImageRun, Ru
 from mammomil.region_data import RegionImageDataset, choose_annotated, collate_regions
 from mammomil.region_model import RegionModel, build_region_model
 from mammomil.runs import processes, same_everywhere, together
-from mammomil.train import Evaluation, FitResult, evaluate, fit, own_share
+from mammomil.train import FitResult, fit
 from mammomil.types import FINDINGS
+from mammomil.validation import Evaluation, evaluate, own_share
 from mammomil.weights import Model, load_backbone, load_encoder, load_model, load_state, save_model
 
 FIELDS_PER_IMAGE = 8  # in an epoch

@@ -21,7 +21,6 @@ from mammomil.metrics import (
     reliability_curve,
     specificity_at_sensitivity,
 )
-from mammomil.train import _by_group
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.0, 1.0, np.nan]), st.integers(0, 5)), min_size=1, max_size=12))
@@ -329,7 +328,7 @@ def test_views_of_a_breast_worked_out_by_hand():
 
 
 @given(st.integers(0, 2**20), st.sampled_from(["mean", "max"]))
-def test_groups_agree_with_a_loop_and_with_the_figures_of_training(seed, how):
+def test_groups_agree_with_a_loop(seed, how):
     y, s = random_scores(seed)
     groups = np.random.default_rng(seed).integers(1, 6, size=len(y))
     label, score, names = group_scores(y, s, groups, how)
@@ -340,9 +339,5 @@ def test_groups_agree_with_a_loop_and_with_the_figures_of_training(seed, how):
         taken = [b for _, b in known] or scores.tolist()
         assert value == pytest.approx(sum(taken) / len(taken) if how == "mean" else max(taken))
         np.testing.assert_equal(one, max(a for a, _ in known) if known else np.nan)
-    known = ~np.isnan(y)
-    in_training = [_by_group(groups[known], y[known], "max"), _by_group(groups[known], s[known], how)]
-    np.testing.assert_array_equal(label[~np.isnan(label)], in_training[0])
-    np.testing.assert_array_equal(score[~np.isnan(label)], in_training[1])
     alone = group_scores(y, s, np.arange(len(y)), how)
     np.testing.assert_array_equal(alone[:2], (y, s))

@@ -30,7 +30,8 @@ from mammomil.preprocess import PreprocessConfig
 from mammomil.region_model import RegionModelConfig, build_region_model
 from mammomil.regions import WindowConfig
 from mammomil.runs import same_everywhere, stop_signals, together
-from mammomil.train import TrainConfig, fit, own_share
+from mammomil.train import TrainConfig, fit
+from mammomil.validation import own_share
 from mammomil.weights import SHIPPED
 
 ENVIRONMENT = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1"}

@@ -15,8 +15,9 @@ from mammomil.files import InputError
 from mammomil.gmic import GMICConfig, MILConfig, build_gmic
 from mammomil.losses import ClassifierObjective, GMICObjective
 from mammomil.metrics import auc_score
-from mammomil.train import TrainConfig, evaluate, fit
+from mammomil.train import TrainConfig, fit
 from mammomil.types import Batch
+from mammomil.validation import evaluate
 
 SMALL = GMICConfig(
     backbone=ResNet22Config((4, 8), (1, 2), 1, stem_pool=False),
