@@ -312,7 +312,7 @@ def _picture(trials: pd.DataFrame, top: Sequence[int], search: SearchConfig) -> 
         ax.axhline(0.5, color="0.8", linewidth=1, zorder=0, label="chance")
         low, high = getattr(space, name)
         ax.set(xscale="log", xlabel=f"{words} (log scale)", xlim=(low / 1.15, high * 1.15))
-        ax.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        ax.xaxis.set_major_locator(LogLocator(subs=(1, 3)))
         ax.xaxis.set_major_formatter("{x:g}")
         ax.xaxis.set_minor_formatter(NullFormatter())
         ax.spines[["top", "right"]].set_visible(False)
