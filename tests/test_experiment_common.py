@@ -23,7 +23,7 @@ from mammomil.experiments.common import (
     write_results,
 )
 from mammomil.files import InputError, write_json
-from mammomil.index import read_index, select, write_index
+from mammomil.index import read_index, select, split_patients, write_index
 from mammomil.recipes import preset
 from mammomil.train import FitResult
 from mammomil.weights import SHIPPED
@@ -57,9 +57,9 @@ def test_phantoms_are_drawn_once_and_split_by_patient(tmp_path, monkeypatch):
     folder = exam_index(config, {"train": 0.5, "val": 0.2, "test": 0.3})
     images = read_index(folder).images
     assert (images.groupby("patient_id")["split"].nunique() == 1).all()
-    counts = images["patient_id"].groupby(images["split"]).nunique()
-    assert counts.sum() == 10
-    assert all(abs(counts[split] - n) <= 1 for split, n in {"train": 5, "val": 2, "test": 3}.items())
+    expected = split_patients(images, {"train": 0.5, "val": 0.2, "test": 0.3}, 7)  # the experiment's seed
+    assert images["split"].tolist() == expected["split"].tolist()
+    assert images["split"].tolist() != split_patients(images, seed=7)["split"].tolist()
     first = (folder / "index.csv").read_bytes()
     assert exam_index(config, {"train": 0.5, "val": 0.2, "test": 0.3}) == folder
     assert (folder / "index.csv").read_bytes() == first
