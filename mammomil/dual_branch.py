@@ -83,6 +83,8 @@ def log_p_det(
 ) -> Float[Tensor, "b m c"]:
     """Log of p_det^c(i | x): softmax over the regions of an image (Eq. 2), or over selected ones (Eq. 4).
 
+    Checklist D5 and D8.
+
     Args:
         det_logits: how strongly each region stands for each finding.
         select: h of Eq. 4; None is Eq. 2.

@@ -137,7 +137,7 @@ def semi_supervised_objective(
 
     F are the annotated images, W the others. An annotated image without a malignant region is taken for one
     of W: Eq. 9 would be -inf (reading A6; `regions` moves it there beforehand and says so). An empty set
-    contributes 0 (reading A11). Without annotated images L is Eq. 5 as a mean (reading A12).
+    contributes 0 (reading A11). Without annotated images L is Eq. 5 as a mean (checklist D9, reading A12).
 
     Args:
         log_cls: log p_cls, Eq. 1.

@@ -1,8 +1,13 @@
 """The scores of the reader study: what 14 radiologists and seven models said of 1,440 breasts, in figures.
 
 A hybrid is a weighted mean of a reader's score and a model's (GMIC paper, Section 3.2, checklist G15).
+
+    python -m mammomil.experiments.reader_scores --scores results.csv
+
+writes the ROC curves that the book shows, `static/reader_curves.json`: no score of a breast is in them.
 """
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +16,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from mammomil.files import InputError
+from mammomil.downloads import REMOTE
+from mammomil.files import InputError, atomic_path, provenance, sha256
+from mammomil.metrics import auc_score
 
 METRICS = ("AUC", "AP", "pAUCR", "Spec@.85", "Spec@.90", "Sens@Spec.90")
 WEIGHTS = np.arange(21) / 20  # of the model in a hybrid
@@ -26,6 +33,15 @@ MODELS = {
     "AI_end2end_ddsm_POM": "End2end, DDSM",
 }
 TOGETHER = "mean score of all readers"
+MEAN = "mean reader"
+STEPS = tuple(step / 10 for step in range(11))  # weights of the model whose curves are kept
+CURVES = Path(__file__).parents[1] / "static" / "reader_curves.json"
+SOURCE = "nyukat/mammography_metarepository, reader_study/results.csv"
+LICENCE = (
+    "Made from scores under the BSD 2-Clause License. Copyright (c) 2022, Benjamin Stadnick, Jan Witowski, "
+    "Vishwaesh Rajiv, Jakub Chłędowski, Farah E. Shamout, Kyunghyun Cho, Krzysztof J. Geras. All rights "
+    "reserved. The conditions and the disclaimer are in the LICENSE of the source."
+)
 
 Key = tuple[str, str, str]  # who, kind, metric
 
@@ -254,3 +270,77 @@ def measure(study: Study, n_resamples: int, seed: int) -> dict[Key, tuple[float,
         key: (float(value), *map(float, np.quantile(samples[key], [0.025, 0.975])))
         for key, value in values.items()
     }
+
+
+def thin_curve(
+    fpr: Float[np.ndarray, "_"], tpr: Float[np.ndarray, "_"], points: int = 40
+) -> tuple[Float[np.ndarray, "_"], Float[np.ndarray, "_"]]:
+    """Keep at most `points` corners of a curve, both ends among them.
+
+    The corner that makes the smallest triangle with its neighbours goes first (Visvalingam's rule).
+    """
+    kept = np.stack([fpr, tpr], 1)
+    while len(kept) > points:
+        a, b, c = kept[:-2], kept[1:-1], kept[2:]
+        twice = (b - a)[:, 0] * (c - a)[:, 1] - (b - a)[:, 1] * (c - a)[:, 0]  # area of each triangle
+        kept = np.delete(kept, 1 + int(np.argmin(np.abs(twice))), axis=0)
+    return kept[:, 0], kept[:, 1]
+
+
+def reader_curves(study: Study) -> dict[str, list[dict[str, Any]]]:
+    """ROC curve and AUC of every reader mixed with `MODEL`, at each weight of `STEPS`; and their means.
+
+    Returns:
+        Reader, or `MEAN`, to one entry per weight: `auc` of the whole scores, `fpr` and `tpr` thinned to
+        40 corners, all to four decimals. `MEAN` is the mean of the readers' curves, and of AUCs.
+    """
+    from sklearn.metrics import roc_curve
+
+    def entry(auc: float, fpr: np.ndarray, tpr: np.ndarray) -> dict[str, Any]:
+        x, y = (np.round(part, 4).tolist() for part in thin_curve(fpr, tpr))
+        return {"auc": round(auc, 4), "fpr": x, "tpr": y}
+
+    found: dict[str, list[dict[str, Any]]] = {who: [] for who in (MEAN, *study.readers)}
+    for weight in STEPS:
+        scores = {who: mix(s, study.models[MODEL], weight) for who, s in study.readers.items()}
+        aucs = {who: auc_score(study.label, s) or 0.0 for who, s in scores.items()}  # both classes are there
+        curves = {who: roc_curve(study.label, s)[:2] for who, s in scores.items()}
+        for who in scores:
+            found[who].append(entry(aucs[who], *curves[who]))
+        found[MEAN].append(entry(float(np.mean(list(aucs.values()))), *mean_curve(list(curves.values()))))
+    return found
+
+
+def write_curves(scores: Path, out: Path = CURVES) -> None:
+    """Write the ROC curves that the book shows, with where they come from; InputError for another table.
+
+    Args:
+        scores: results.csv of the meta-repository.
+        out: the JSON file.
+    """
+    study, checksum = read_scores(scores), sha256(scores)
+    value = {
+        "what": "ROC curves of readers mixed with a model; no score of a breast is in here.",
+        "source": SOURCE,
+        "licence": LICENCE,
+        "model": MODEL,
+        "breasts": len(study.label),
+        "malignant": int(study.label.sum()),
+        "patients": len(np.unique(study.patient)),
+        "weights": STEPS,
+        "curves": reader_curves(study),
+        "provenance": provenance(
+            command="python -m mammomil.experiments.reader_scores --scores results.csv",
+            scores_sha256=checksum,
+            published=checksum == REMOTE["reader-study-scores"].sha256,
+        ),
+    }
+    with atomic_path(out) as temporary:
+        text = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+        temporary.write_text(text.replace('},"', '},\n"') + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    import tyro
+
+    tyro.cli(write_curves)

@@ -16,6 +16,7 @@ from mammomil.experiments.common import Claim, Picture, keep_settings, number, w
 from mammomil.experiments.reader_scores import (
     METRICS,
     MODEL,
+    SOURCE,
     TOGETHER,
     WEIGHTS,
     Key,
@@ -32,7 +33,6 @@ from mammomil.panels import DPI
 HYBRID = f"mean hybrid with {MODEL}"
 # The paper's AUCs; its model is that of 2019, the public scores are of the one of 2020.
 PAPER = {"mean reader": 0.778, "best reader": 0.860, MODEL: 0.876, HYBRID: 0.883}
-SOURCE = "nyukat/mammography_metarepository, reader_study/results.csv"
 
 Found = Mapping[Key, tuple[float, float, float]]
 
