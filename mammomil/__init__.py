@@ -3,4 +3,4 @@
 Not a medical device. Nothing here may be used to diagnose, screen or treat people.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"

@@ -13,6 +13,8 @@ from sklearn.metrics import roc_curve
 
 from mammomil.downloads import REMOTE, fetch
 from mammomil.experiments.reader_scores import (
+    CURVES,
+    MEAN,
     METRICS,
     MODEL,
     TOGETHER,
@@ -20,7 +22,10 @@ from mammomil.experiments.reader_scores import (
     measure,
     rank_scores,
     read_scores,
+    reader_curves,
+    thin_curve,
     weighted_figures,
+    write_curves,
 )
 from mammomil.experiments.reader_study import Config, run
 from mammomil.files import InputError, sha256
@@ -270,6 +275,71 @@ def test_a_file_that_is_no_such_table_is_refused_in_a_sentence(table, tmp_path):
     for path in (tmp_path, tmp_path / "missing.csv"):
         with pytest.raises(InputError, match="cannot read this file"):
             read_scores(path)
+
+
+def test_the_shipped_curves_are_those_of_the_published_scores(published):
+    shipped, study = json.loads(CURVES.read_text(encoding="utf-8")), read_scores(published)
+    assert CURVES.stat().st_size < 150_000
+    assert shipped["provenance"]["published"]
+    assert shipped["provenance"]["scores_sha256"] == sha256(published)
+    assert [shipped[k] for k in ("breasts", "malignant", "patients")] == [1440, 61, 720]
+    assert shipped["weights"] == [k / 10 for k in range(11)]
+    assert list(shipped["curves"]) == [MEAN, *study.readers]
+    means = [entry["auc"] for entry in shipped["curves"][MEAN]]
+    assert (means[0], means[-1]) == (0.7788, 0.8812)
+    for k, weight in enumerate(shipped["weights"]):
+        aucs = []
+        for who, s in study.readers.items():
+            entry = shipped["curves"][who][k]
+            aucs.append(pair_auc(study.label, (1 - weight) * s + weight * study.models[MODEL]))
+            assert entry["auc"] == pytest.approx(aucs[-1], abs=5.1e-5)
+            assert np.trapezoid(entry["tpr"], entry["fpr"]) == pytest.approx(aucs[-1], abs=0.003)
+        assert means[k] == pytest.approx(np.mean(aucs), abs=5.1e-5)
+
+
+def test_the_shipped_curves_name_their_source_and_hold_no_scores():
+    text = CURVES.read_text(encoding="utf-8")
+    shipped = json.loads(text)
+    assert "BSD 2-Clause License. Copyright (c) 2022, Benjamin Stadnick" in shipped["licence"]
+    assert shipped["source"].startswith("nyukat/mammography_metarepository")
+    assert {"commit", "date", "command"} <= set(shipped["provenance"])
+    assert not {"case_ID", "label", "POM"} & set(text.split('"'))
+    for entries in shipped["curves"].values():
+        assert len(entries) == 11
+        for entry in entries:  # a thinned curve is a ROC curve: from (0, 0) to (1, 1), never down
+            assert set(entry) == {"auc", "fpr", "tpr"}
+            assert 2 <= len(entry["fpr"]) == len(entry["tpr"]) <= 40
+            assert [entry["fpr"][k] for k in (0, -1)] == [entry["tpr"][k] for k in (0, -1)] == [0, 1]
+            assert min(np.diff(entry["fpr"]).min(), np.diff(entry["tpr"]).min()) >= 0
+            assert np.trapezoid(entry["tpr"], entry["fpr"]) == pytest.approx(entry["auc"], abs=0.003)
+
+
+def test_curves_of_a_made_up_table_are_pairs_counted_by_hand(table, tmp_path):
+    out = tmp_path / "curves.json"
+    write_curves(table, out)
+    written, study = json.loads(out.read_text(encoding="utf-8")), read_scores(table)
+    assert not written["provenance"]["published"]
+    curves = json.loads(json.dumps(reader_curves(study)))
+    assert written["curves"] == curves
+    assert list(curves) == [MEAN, "reader 1", "reader 2", "reader 3"]
+    for k, weight in enumerate(written["weights"]):
+        aucs = [
+            pair_auc(study.label, (1 - weight) * s + weight * study.models[MODEL])
+            for s in study.readers.values()
+        ]
+        assert [curves[who][k]["auc"] for who in study.readers] == pytest.approx(aucs, abs=5.1e-5)
+        assert curves[MEAN][k]["auc"] == pytest.approx(np.mean(aucs), abs=5.1e-5)
+    fpr, tpr, _ = roc_curve(study.label, study.readers["reader 2"])  # few corners: nothing is thinned
+    assert curves["reader 2"][0]["fpr"] == pytest.approx(fpr, abs=5.1e-5)
+    assert curves["reader 2"][0]["tpr"] == pytest.approx(tpr, abs=5.1e-5)
+
+
+def test_thinning_removes_the_smallest_triangle_first():
+    fpr, tpr = np.array([0, 0, 0.1, 0.5, 1]), np.array([0, 0.5, 0.6, 0.9, 1])
+    # Areas by hand, twice: at (0, .5) .05, at (.1, .6) .01, at (.5, .9) .11.
+    assert [list(part) for part in thin_curve(fpr, tpr, 4)] == [[0, 0, 0.5, 1], [0, 0.5, 0.9, 1]]
+    assert [list(part) for part in thin_curve(fpr, tpr, 5)] == [list(fpr), list(tpr)]
+    assert [list(part) for part in thin_curve(fpr, tpr, 2)] == [[0, 1], [0, 1]]
 
 
 def test_settings_that_cannot_be_are_refused(tmp_path):

@@ -26,6 +26,10 @@ ORDER = [
     "experiments.dual_branch_semi",
     "experiments.probability_plane", "experiments.annotation_budget", "experiments.compare",
     "cli",
+    "scenes", "explorer", "explorers.views", "explorers.saliency", "explorers.retrieval",
+    "explorers.attention", "explorers.replay", "explorers.ablation", "explorers.readers", "widgets",
+    "check.answers", "check.welcome", "check.mammograms", "check.saliency", "check.regions",
+    "check.attention", "check.training", "check.ablation", "check.evidence", "classroom",
 ]  # fmt: skip
 
 
@@ -49,11 +53,7 @@ def test_a_module_imports_only_modules_above_it(name):
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mammomil"):
             package = node.module.removeprefix("mammomil").lstrip(".")
-            names = (
-                [package]
-                if package and package != "readers"
-                else [f"{package}.{alias.name}".lstrip(".") for alias in node.names]
-            )
+            names = [package, *(f"{package}.{alias.name}".lstrip(".") for alias in node.names)]
             imported |= {n for n in names if n in ORDER}
     above = set(ORDER[: ORDER.index(name)])
     assert imported <= above, f"{name} imports {sorted(imported - above)} from below"

@@ -1,0 +1,1 @@
+"""Explorers of the book, one module each; `mammomil.widgets` names them all."""

@@ -1,0 +1,19 @@
+"""The explorers of the book. Each is live with a kernel and self-contained HTML in a built page."""
+
+from mammomil.explorers.ablation import ablation_explorer
+from mammomil.explorers.attention import attention_explorer
+from mammomil.explorers.readers import readers_explorer
+from mammomil.explorers.replay import replay_explorer
+from mammomil.explorers.retrieval import retrieval_explorer
+from mammomil.explorers.saliency import saliency_explorer
+from mammomil.explorers.views import views_explorer
+
+__all__ = [
+    "ablation_explorer",
+    "attention_explorer",
+    "readers_explorer",
+    "replay_explorer",
+    "retrieval_explorer",
+    "saliency_explorer",
+    "views_explorer",
+]

@@ -1,0 +1,163 @@
+"""Checks of chapter 7: right answers pass, and each common mistake is named."""
+
+import numpy as np
+import pytest
+import torch
+
+from mammomil.check import evidence as check
+
+
+def hits(logits, boxes, cell):
+    found = []
+    for a, (x0, y0, x1, y1) in zip(torch.from_numpy(logits), boxes, strict=True):
+        place = (a == a.max()).nonzero()[0]
+        y, x = ((place + 0.5) * cell).tolist()
+        found.append(x0 <= x < x1 and y0 <= y < y1)
+    return found
+
+
+def of_sigmoid(logits, boxes, cell):
+    a = torch.from_numpy(logits).sigmoid()
+    row, column = np.divmod(a.flatten(1).argmax(1).numpy(), logits.shape[2])
+    where = np.zeros_like(logits)
+    where[np.arange(len(row)), row, column] = 1
+    return hits(where, boxes, cell)
+
+
+def swapped(logits, boxes, cell):
+    return hits(logits, boxes[:, [1, 0, 3, 2]], cell)
+
+
+def prf(saliency, mask, empty=False, order=(0, 1, 2)):
+    rows = []
+    for a, m in zip(saliency, mask, strict=True):
+        if not m.any() and not empty:
+            continue
+        inside = sum(float(v) for v in a[m])
+        p = inside / float(a.sum()) if a.any() else 0.0
+        r = inside / int(m.sum()) if m.any() else 0.0
+        rows.append((p, r, 2 * p * r / (p + r) if p + r else 0.0))
+    return tuple(np.mean(rows, axis=0)[list(order)])
+
+
+def f1_of_means(saliency, mask):
+    p, r, _ = prf(saliency, mask)
+    return p, r, 2 / (1 / p + 1 / r)
+
+
+def pooled(saliency, mask):
+    p = saliency[mask].sum() / saliency.sum()
+    r = saliency[mask].sum() / mask.sum()
+    return p, r, 2 * p * r / (p + r)
+
+
+def no_zero_rule(saliency, mask):
+    with np.errstate(invalid="ignore"):
+        inside = (saliency * mask).sum((1, 2))
+        p, r = inside / saliency.sum((1, 2)), inside / mask.sum((1, 2))
+        f = 2 * p * r / (p + r)
+    kept = mask.any((1, 2))
+    return p[kept].mean(), r[kept].mean(), f[kept].mean()
+
+
+def gaps(y, p, n):
+    found = []
+    for k in range(n):
+        mine = (p > k / n) & (p <= (k + 1) / n) | (k == 0) & (p == 0)
+        if mine.any():
+            found.append((mine.mean(), y[mine].mean() - p[mine].mean(), y[mine].mean() - (k + 0.5) / n))
+    return np.array(found).T
+
+
+def ece(y, p, n):
+    weight, gap, _ = gaps(y, p, n)
+    return float((weight * np.abs(gap)).sum())
+
+
+def middles(y, p, n):
+    weight, _, gap = gaps(y, p, n)
+    return float((weight * np.abs(gap)).sum())
+
+
+def moved(p, trained, here):
+    positive, negative = p * here / trained, (1 - p) * (1 - here) / (1 - trained)
+    return positive / (positive + negative)
+
+
+RIGHT = (
+    (check.pointing_hits, hits),
+    (check.continuous_means, prf),
+    (check.calibration_error, ece),
+    (check.at_prevalence, moved),
+)
+WRONG = (
+    (check.pointing_hits, of_sigmoid, "Rank on logits"),
+    (check.pointing_hits, swapped, "swapped"),
+    (check.pointing_hits, lambda a, b, _: hits(a, b, 1), "not a pixel"),
+    (check.pointing_hits, lambda a, b, c: hits(-a, b, c), "lowest cell"),
+    (check.pointing_hits, lambda *a: ~np.array(hits(*a)), "wrong way round"),
+    (check.continuous_means, lambda a, m: prf(a, m, order=(1, 0, 2)), "swapped"),
+    (check.continuous_means, lambda a, m: prf((a >= 0.5).astype(float), m), "made 0 or 1"),
+    (check.continuous_means, f1_of_means, "G-g"),
+    (check.continuous_means, pooled, "over all images first"),
+    (check.continuous_means, lambda a, m: prf(a, m, empty=True), "leave it out"),
+    (check.continuous_means, no_zero_rule, "0/0"),
+    (check.calibration_error, lambda *a: np.abs(gaps(*a)[1]).mean(), "count the same"),
+    (check.calibration_error, lambda *a: (gaps(*a)[0] * gaps(*a)[1]).sum(), "absolute value of each"),
+    (check.calibration_error, lambda *a: -(gaps(*a)[0] * gaps(*a)[1]).sum(), "absolute value of each"),
+    (check.calibration_error, lambda *a: (gaps(*a)[0] * gaps(*a)[1] ** 2).sum(), "squared"),
+    (check.calibration_error, lambda *a: np.abs(gaps(*a)[1]).max(), "largest gap"),
+    (check.calibration_error, middles, "bin's middle"),
+    (check.calibration_error, lambda y, p, n: np.square(y - p).mean(), "Brier"),
+    (check.at_prevalence, lambda p, a, b: p * b / a, "Odds can be multiplied"),
+    (check.at_prevalence, lambda p, a, b: moved(p, b, a), "wrong way round"),
+    (check.at_prevalence, lambda p, a, b: moved(p, 0.5, b), "forgot to divide"),
+    (check.at_prevalence, lambda *a: moved(*a) / (1 - moved(*a)), "These are odds"),
+    (check.at_prevalence, lambda p, a, b: p * b / a / (p * b / a + 1 - p), "negatives changed"),
+)
+
+
+@pytest.mark.parametrize(("judge", "answer"), RIGHT)
+def test_the_right_answer_passes(judge, answer):
+    verdict = judge(answer)
+    assert verdict.right, verdict.words
+
+
+@pytest.mark.parametrize(("judge", "answer", "words"), WRONG)
+def test_a_common_mistake_is_named(judge, answer, words):
+    verdict = judge(answer)
+    assert not verdict.right
+    assert words in verdict.words
+
+
+@pytest.mark.parametrize(("judge", "_"), RIGHT)
+def test_other_answers_get_a_sentence(judge, _):
+    def unwritten(*_):
+        raise NotImplementedError
+
+    def broken(*_):
+        raise ZeroDivisionError("by zero")
+
+    assert "not written yet" in judge(unwritten).words
+    assert "ZeroDivisionError" in judge(broken).words
+    assert "returns nothing" in judge(lambda *_: None).words
+    assert "shape" in judge(lambda *_: np.zeros((7, 7))).words
+
+
+@pytest.mark.parametrize(("judge", "answer"), RIGHT)
+def test_a_constant_passes_no_check(judge, answer):
+    """Not even the right answer to the first case."""
+    seen = []
+
+    def remember(*arguments):
+        seen.append(answer(*arguments))
+        return seen[0]
+
+    assert not judge(remember).right
+    assert len(seen) > 1
+
+
+def test_the_cases_of_the_pointing_game_hold_hits_and_misses_and_ties():
+    logits, boxes = check._maps(1, 25.0)
+    assert 8 < sum(hits(logits, boxes, check.CELL)) < 24
+    assert ((torch.from_numpy(logits).sigmoid() == 1).flatten(1).sum(1) > 1).all()
