@@ -105,7 +105,8 @@ def test_every_control_changes_its_picture_and_its_words(opened, name):
                     seen.append((picture.inner_html(), words.inner_text()))
             for before, after in itertools.pairwise(seen):
                 assert before[0] != after[0], f"{title}: the picture did not change"
-                assert before[1] != after[1], f"{title}: the words did not change"
+            if control.get_attribute("type") == "range":
+                assert len({words for _, words in seen}) > 1, f"{title}: the words never change"
             assert "NaN" not in "".join(words for _, words in seen), title
             control.evaluate(
                 "(c, v) => { if (c.type === 'checkbox') c.checked = v === 'true'; else c.value = v;"
