@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from mammomil.dataset import MammogramDataset
 from mammomil.experiments.gmic_ablation import PAPER
 from mammomil.experiments.gmic_runs import answers
-from mammomil.explorers.ablation import ROWS, ablation_explorer
+from mammomil.explorers.ablation import LEFT, ROWS, SIDE, TOP, ablation_explorer
 from mammomil.index import read_index, select
 from mammomil.preprocess import PreprocessConfig
 from mammomil.weights import SHIPPED, load_model
@@ -107,9 +107,38 @@ def test_every_switch_changes_the_picture_wherever_the_others_stand(explorer):
             assert picture(switches) != picture(other)
 
 
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
+
+
 def test_the_page_is_small_and_loads_nothing(explorer):
     page = explorer.html()
     assert len(page) < 300_000
     assert "http" not in page
     assert page.count('type="checkbox"') == 4
     assert np.asarray(Image.open(io.BytesIO(explorer.png()))).std() > 5
+
+
+def test_curves_have_the_area_of_the_answer_and_grey_is_the_whole_model(model, data, explorer):
+    found = answers(model, data, seed=3)
+
+    def area(mark):
+        x, y = np.array(mark["points"]).T
+        return np.trapezoid(1 - (y - TOP) / SIDE, (x - LEFT) / SIDE)
+
+    for name, switches in (("GMIC", {}), ("GMIC-mil", {"saliency": False}), ("GMIC-loc", {"patches": False})):
+        lines = [m for kind, m in explorer.scene(**switches).marks if kind == "line" and not m["dashed"]]
+        (grey,) = (m for m in lines if m["colour"] == "#8a8a8a")
+        (own,) = (m for m in lines if m["colour"] == "#D55E00")
+        assert area(grey) == pytest.approx(by_hand(data, found["GMIC"][:, 1]))
+        assert area(own) == pytest.approx(by_hand(data, found[name][:, 1]))
+
+
+def test_benign_breasts_have_their_own_area_and_the_papers_figure_for_them(model, data):
+    words = ablation_explorer(model, data, "benign", n_resamples=10).scene().words
+    images = data.images.assign(p=answers(model, data, seed=0)["GMIC"][:, 0])
+    breasts = images.groupby(["exam_id", "laterality"]).agg(p=("p", "mean"), y=("benign", "max"))
+    assert words.startswith(f"GMIC: AUC of benign breasts {roc_auc_score(breasts['y'], breasts['p']):.3f}")
+    assert f"has {PAPER['GMIC'][1]:.3f}" in words

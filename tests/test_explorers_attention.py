@@ -1,10 +1,12 @@
 import dataclasses
 import itertools
+import math
 import re
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 
 from mammomil import classroom
 from mammomil.dataset import MammogramDataset
@@ -84,6 +86,12 @@ def test_every_control_changes_the_picture_and_an_empty_bag_is_no_error(explorer
         assert not re.search(r"0\.\d\d", empty.words)
 
 
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
+
+
 def test_html_is_small_and_self_contained(explorer):
     page = explorer.html()
     assert len(page) < 620_000
@@ -112,3 +120,35 @@ def test_other_models_and_one_image():
         attention_explorer(build_gmic(uniform).eval(), torch.zeros(1, 1, 368, 240))
     with pytest.raises(InputError, match="2 names for 1 images"):
         attention_explorer(build_gmic(config).eval(), torch.zeros(1, 1, 368, 240), ["a", "b"])
+
+
+def test_patches_and_lines_stand_where_the_model_has_them(shipped, explorer):
+    """Frames of all patches on the mammogram; the line is the probability of the full bag of this image."""
+    model, images = shipped
+    for image in (0, 1):
+        scene = explorer.scene(image=image, patch_1=False)
+        rects = [m for kind, m in scene.marks if kind == "rect"]
+        drawn = [(m["x"], m["y"]) for m in rects if (m["colour"], m["width"]) == ("#F0E442", 20)]
+        with torch.inference_mode():
+            corners = model(images[image : image + 1]).rois[0, 1:].tolist()
+        np.testing.assert_allclose(drawn, [(0.625 * column, 0.625 * row) for row, column in corners])
+        frames = [m for m in rects if m["height"] == 22 and m["fill"] is None]
+        full = by_hand(model, images[image], list(range(6)))[1]
+        lines = [m["points"][0][0] for kind, m in scene.marks if kind == "line" and m["stroke"] == 2]
+        want = [m["x"] + m["width"] * p for m, p in zip(frames, full, strict=True)]
+        np.testing.assert_allclose(lines, want, atol=0.02)
+
+
+def test_the_upper_grid_is_tanh_and_the_lower_one_the_gate(shipped, explorer):
+    model, images = shipped
+    (picture,) = (m for kind, m in explorer.scene().marks if kind == "image" and m["y"] == 470)
+    with torch.inference_mode():
+        row, column = model(images[:1]).rois[0, 0].tolist()
+        h = model.patch_net(images[:1, :, row : row + 32, column : column + 32])[0].double()
+        V, U = (getattr(model.attention, name).weight.double() for name in "VU")
+    side = math.ceil(len(V) ** 0.5)
+    for top, values in ((0, (1 + torch.tanh(V @ h)) / 2), (9 * side, torch.sigmoid(U @ h))):
+        want = colormaps["cividis"](values.detach().numpy(), bytes=True)[:, :3].astype(int)
+        for unit in range(len(V)):
+            place = top + 4 + 8 * (unit // side), 4 + 8 * (unit % side)
+            np.testing.assert_allclose(picture["rgba"][place][:3], want[unit], atol=4)

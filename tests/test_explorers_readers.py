@@ -48,6 +48,7 @@ def test_the_papers_figures_stand_where_the_paper_has_them(explorer):
 
     assert printed() == ["paper 0.778", "paper 0.876", "paper 0.883"]
     assert printed(weight=0.0) == ["paper 0.778", "paper 0.876", "paper 0.778"]
+    assert printed(weight=1.0) == ["paper 0.778", "paper 0.876", "paper 0.876"]
     assert printed(weight=0.4) == ["paper 0.778", "paper 0.876"]
     assert printed(reader="reader 5") == ["paper 0.876"]
     assert explorer.scene().words.endswith("In the paper: 0.883.")
@@ -59,6 +60,12 @@ def test_every_move_changes_the_picture(curves, explorer):
         assert len({explorer.scene(reader=r, weight=weight).svg({}) for r in readers}) == len(readers)
     for reader in readers:
         assert len({explorer.scene(reader=reader, weight=w).svg({}) for w in weights}) == len(weights)
+
+
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
 
 
 def test_the_page_is_small_and_loads_nothing(explorer):
@@ -74,3 +81,14 @@ def test_other_files_are_refused_in_a_sentence(tmp_path):
     write_json(tmp_path / "other.json", [1, 2])
     with pytest.raises(InputError, match="holds no curves of readers"):
         read_curves(tmp_path / "other.json")
+
+
+def test_the_dot_is_on_the_line_of_the_aucs_and_up_is_more(curves, explorer):
+    for reader, entries in curves["curves"].items():
+        aucs = [entry["auc"] for entry in entries]
+        for at, weight in enumerate(curves["weights"]):
+            marks = explorer.scene(reader=reader, weight=weight).marks
+            (line,) = (m for kind, m in marks if kind == "line" and m["colour"] == "currentColor")
+            (dot,) = (m for kind, m in marks if kind == "circle")
+            assert (dot["x"], dot["y"]) == line["points"][at]
+        assert np.corrcoef(aucs, np.array(line["points"])[:, 1])[0, 1] == pytest.approx(-1)

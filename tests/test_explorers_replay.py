@@ -159,6 +159,12 @@ def test_every_control_changes_the_picture(explorer):
     assert [control.play for control in explorer.controls] == [True, False, False]
 
 
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
+
+
 def test_html_is_small_and_self_contained(explorer):
     page = explorer.html()
     assert len(page) < 250_000  # 18 frames; the chapter has 66
@@ -184,3 +190,19 @@ def test_what_does_not_fit_is_refused(history, images):
     ):
         with pytest.raises(InputError, match="two moments"):
             replay_explorer(**({"history": history, "images": images} | wrong))
+
+
+def test_a_model_in_evaluation_mode_stays_in_it(models, images):
+    assert not models[2].eval().training
+    record(models[2], images[:1])
+    assert not models[2].training
+
+
+def test_lesions_of_the_other_map_are_dashed(explorer, phantoms):
+    for image, row in enumerate(ROWS):
+        kinds = phantoms.findings_on_canvas(row).malignant.tolist()
+        for finding in (0, 1):
+            marks = explorer.scene(image=image, finding=finding).marks
+            drawn = [m for kind, m in marks if kind == "rect" and m["colour"] in ("#D55E00", "#0072B2")]
+            assert [m["colour"] == "#D55E00" for m in drawn] == kinds
+            assert [m["dashed"] for m in drawn] == [kind != finding for kind in kinds]

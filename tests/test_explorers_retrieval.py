@@ -66,7 +66,8 @@ def test_words_and_marks_tell_algorithm_1(material, explorer, image, distinct):
     steps = by_hand(material[0][image], distinct)
     begin = steps[0][0].sum()
     words = explorer.scene(image=image, distinct=distinct, step=0).words
-    assert words.startswith(f"{NAMES[image]}. ")
+    variant = "no window twice" if distinct else "to the letter"
+    assert words.startswith(f"{NAMES[image]}, {variant}. ")
     assert (f"sums to {begin:.1f}." in words) or (begin == 0 and "holds no place" in words)
     before = []
     for n in range(K):
@@ -134,6 +135,12 @@ def test_every_control_changes_the_picture(explorer):
     assert len({explorer.scene(image=image).svg({}) for image in range(4)}) == 4
 
 
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
+
+
 def test_html_is_small_and_self_contained(explorer):
     page = explorer.html()
     assert len(page) < 600_000
@@ -158,3 +165,16 @@ def test_other_maps_and_one_image():
         retrieval_explorer(maps, images, ["a", "b"])
     with pytest.raises(InputError, match="k is 0"):
         retrieval_explorer(maps, images, k=0)
+
+
+def test_patches_and_the_circle_stand_at_row_and_column(material, explorer):
+    steps = by_hand(material[0][0], True)
+    scene = explorer.scene(image=0, step=8)  # window 3: choose
+    corners = [steps[n + 1][1] for n in range(3)]
+    unit = 142 / 240  # of a pixel; a cell has 8
+    patches = [(m["x"], m["y"]) for kind, m in scene.marks if kind == "rect" and m["width"] == 32 * unit]
+    np.testing.assert_allclose(patches, [(8 * unit * c, 52 + 8 * unit * r) for r, c in corners])
+    (circle,) = (m for kind, m in scene.marks if kind == "circle")
+    row, column = corners[2]
+    want = 308 + (column + 0.5) * 142 / 30, 52 + (row + 0.5) * 218 / 46
+    assert (circle["x"], circle["y"]) == pytest.approx(want)

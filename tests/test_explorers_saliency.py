@@ -1,9 +1,11 @@
 import itertools
+import math
 import re
 
 import numpy as np
 import pytest
 import torch
+from matplotlib import colormaps
 
 from mammomil import classroom
 from mammomil.dataset import MammogramDataset
@@ -99,6 +101,26 @@ def test_every_control_changes_the_picture(explorer):
     assert all((s.width, s.height) == (start.width, start.height) for s in [explorer.scene(image=2)])
 
 
+def test_words_say_which_switches_are_on(shipped, explorer):
+    *_, lesions, _ = shipped
+    for image in range(3):
+        plain, hidden, shown = (
+            explorer.scene(image=image, **change).words
+            for change in ({}, {"overlay": False}, {"truth": True})
+        )
+        assert hidden == f"{plain} The map is hidden."
+        kinds = lesions[image].malignant.tolist()
+        counts = [int(n) for n in re.findall(r"(\d+) (?:malignant|benign)", shown.removeprefix(plain))]
+        assert counts == ([kinds.count(True), kinds.count(False)] if kinds else [])
+        assert ("There is no lesion to show." in shown) == (not kinds)
+
+
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
+
+
 def test_html_is_small_and_self_contained(explorer):
     page = explorer.html()
     assert len(page) < 600_000
@@ -118,3 +140,40 @@ def test_other_inputs():
         saliency_explorer(model, image, ["a", "b"])
     with pytest.raises(InputError, match="0 sets of boxes for 1 images"):
         saliency_explorer(model, image, boxes=[])
+
+
+@pytest.mark.parametrize("image", [0, 1])
+def test_boxes_stand_on_the_lesions_in_the_colour_of_their_class(shipped, explorer, image):
+    *_, lesions, _ = shipped
+    marks = [m for kind, m in explorer.scene(image=image, truth=True).marks if kind == "rect"]
+    scale = 380 / 368
+    for mark, box, malignant in zip(marks, lesions[image].boxes, lesions[image].malignant, strict=True):
+        drawn = mark["x"] + 3, mark["y"] + 3, mark["width"] - 6, mark["height"] - 6
+        x0, y0, x1, y1 = box.tolist()
+        np.testing.assert_allclose(drawn, np.array([x0, y0, x1 - x0, y1 - y0]) * scale, atol=1e-3)
+        assert mark["colour"] == ("#D55E00" if malignant else "#0072B2")
+
+
+def test_colours_of_the_map_run_from_0_to_1_whatever_its_range(shipped, explorer):
+    *_, output = shipped
+    for image, finding in itertools.product(range(3), range(2)):
+        marks = explorer.scene(image=image, finding=finding).marks
+        overlay = next(m["rgba"] for kind, m in marks if kind == "image" and m["rgba"].shape[:2] == (46, 30))
+        values = output.saliency[image, finding].double().numpy()
+        np.testing.assert_array_equal(overlay[..., :3], colormaps["viridis"](values, bytes=True)[..., :3])
+        np.testing.assert_allclose(overlay[..., 3], 255 * values.clip(0, 0.75), atol=0.51)
+
+
+@pytest.mark.parametrize("share", SHARES)
+def test_the_chart_colours_the_pooled_ranks(shipped, explorer, share):
+    *_, output = shipped
+    chart = next(
+        m["rgba"]
+        for kind, m in explorer.scene(share=share).marks
+        if kind == "image" and m["rgba"].shape[:2] == (120, 60)
+    )
+    coloured = (chart == (0xD5, 0x5E, 0x00, 255)).all(-1).any(0)
+    ranked = sorted(output.saliency[0, 1].flatten().tolist(), reverse=True)
+    for bar in range(60):
+        rank = math.floor(1380 ** (bar / 60))
+        assert coloured[bar] == (rank <= max(1, round(share * 1380)) and ranked[rank - 1] > 0.5 / 120)

@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from mammomil.dicom import Mammogram
 from mammomil.explorers.views import COLUMNS, GAP, HEAD, TALL, WIDE, views_explorer
 from mammomil.files import InputError
 from mammomil.phantom import render_exam
+from mammomil.preprocess import PreprocessConfig, prepare
 
 SEEDS = (203700020, 203700019)
 
@@ -83,6 +85,12 @@ def test_every_control_changes_the_picture(explorer):
     assert len({start, *(frame(**move) for move in moves)}) == 6
 
 
+def test_every_control_changes_the_words(explorer):
+    for control in explorer.controls:
+        said = {explorer.scene(**{control.name: value}).words for value in control.values}
+        assert len(said) == len(control.values), control.name
+
+
 def test_the_page_is_small_and_loads_nothing(explorer):
     page = explorer.html()
     assert len(page) < 350_000  # two exams; four make twice as much
@@ -96,3 +104,33 @@ def test_a_single_exam_and_another_scale_are_refused(exams):
     small = exams[0].views[0]._replace(pixels=exams[0].views[0].pixels[:100])
     with pytest.raises(InputError, match=str(SEEDS[0])):
         views_explorer([exams[0]._replace(views=(small,)), exams[1]])
+
+
+def test_colours_and_dashes_tell_the_findings(exams, explorer):
+    unit, columns = TALL / 368, {"R": 0, "L": 1}
+    for exam in exams:
+        marks = explorer.scene(exam=exam.seed, findings=True).marks
+        drawn = {(round(m["x"], 3), round(m["y"], 3)): m for kind, m in marks if kind == "rect"}
+        for view in exam.views:
+            left = columns[view.laterality] * (WIDE + GAP)
+            top = HEAD + (view.view == "MLO") * (TALL + GAP)
+            for f in view.findings:
+                mark = drawn.pop((round(left + unit * f.box[0] - 3, 3), round(top + unit * f.box[1] - 3, 3)))
+                malignant = f.finding == "malignant"
+                assert mark["colour"] == ("#D55E00" if malignant else "#0072B2")
+                assert mark["dashed"] != malignant
+        assert not drawn
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_the_pixels_are_those_of_the_file_or_of_the_canvas(exams, explorer, network):
+    views = {f"{v.laterality}-{v.view}": v for v in exams[0].views}
+    shown = [m["rgba"] for kind, m in explorer.scene(network=network).marks if kind == "image"]
+    for rgba, name in zip(shown, ("R-CC", "L-CC", "R-MLO", "L-MLO"), strict=True):
+        view = views[name]
+        pixels = view.pixels.astype(np.float32)
+        if network:
+            mammogram = Mammogram(pixels, view.laterality, view.view, 0.56, ())
+            pixels = prepare(mammogram, PreprocessConfig.quick()).image
+        grey = 255 * (pixels - pixels.min()) / (pixels.max() - pixels.min())
+        np.testing.assert_allclose(rgba[..., 0], grey, atol=4)  # levels of grey may be few

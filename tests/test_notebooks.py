@@ -134,8 +134,9 @@ def test_a_quiz_gives_reasons_for_right_and_wrong_answers(path):
 @every_chapter
 def test_headline_cells_are_compared_and_say_something(path):
     headline = [c for c in code(read(path)) if "nbval-check-output" in tags(c)]
-    assert all(printed(cell).strip() for cell in headline)
-    assert any(re.search(r"\d", printed(cell)) for cell in headline)
+    assert headline
+    for cell in headline:
+        assert re.search(r"\d", printed(cell)), cell.source
 
 
 @every_chapter

@@ -24,8 +24,8 @@ FLAGS = [
     "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
     "--disable-sync",
 ]  # fmt: skip
-# The text of the book, without what the theme puts around it and docutils' markup of a bibliography.
-TEXT = {"include": [["main .bd-article"]], "exclude": [[".citation-list"]]}
+# The text of the book, without what the theme puts around it.
+TEXT = {"include": [["main .bd-article"]]}
 
 
 @pytest.fixture(scope="module")
@@ -105,8 +105,7 @@ def test_every_control_changes_its_picture_and_its_words(opened, name):
                     seen.append((picture.inner_html(), words.inner_text()))
             for before, after in itertools.pairwise(seen):
                 assert before[0] != after[0], f"{title}: the picture did not change"
-            if control.get_attribute("type") == "range":
-                assert len({words for _, words in seen}) > 1, f"{title}: the words never change"
+                assert before[1] != after[1], f"{title}: the words did not change"
             assert "NaN" not in "".join(words for _, words in seen), title
             control.evaluate(
                 "(c, v) => { if (c.type === 'checkbox') c.checked = v === 'true'; else c.value = v;"

@@ -1,4 +1,4 @@
-"""What the book needs from Sphinx beyond Jupyter Book: generated pages, hover terms, one fix to the theme."""
+"""What the book needs from Sphinx beyond Jupyter Book: generated pages, hover terms, two fixes of HTML."""
 
 import json
 import sys
@@ -8,6 +8,7 @@ from docutils import nodes
 from docutils.statemachine import StringList
 from sphinx.application import Sphinx
 from sphinx.util.docutils import SphinxDirective
+from sphinx.writers.html5 import HTML5Translator
 
 BOOK = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BOOK / "_tools"))
@@ -87,10 +88,17 @@ def drop_repeated_scripts(app: Sphinx, page: str, template: str, context: dict, 
     context["script_files"] = kept
 
 
+def visit_citation(translator: HTML5Translator, node: nodes.citation) -> None:
+    """Make an entry of the bibliography an item of its list; docutils' role for it is deprecated."""
+    type(translator).visit_citation(translator, node)
+    translator.body[-1] = translator.body[-1].replace('role="doc-biblioentry"', 'role="listitem"')
+
+
 def setup(app: Sphinx) -> dict:
     """Register all of it."""
     app.add_directive("equation-map", EquationMap)
     app.add_directive("chapter-times", ChapterTimes)
+    app.add_node(nodes.citation, override=True, html=(visit_citation, None))
     app.connect("doctree-resolved", describe_terms)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)
     return {"version": "1", "parallel_read_safe": True, "parallel_write_safe": True}

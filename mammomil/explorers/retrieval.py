@@ -71,11 +71,12 @@ def retrieval_explorer(
 
         barred = corners[:done].tolist() if distinct else []
         scene = Scene(WIDTH, math.ceil(TOP + tall + 14 + crop_side + 20))
-        scene.words = _words(names[image], step, phase, corners, pixels[0], left, total, sums, barred, side)
+        variant = next(text for text, value in VARIANTS.items() if value == distinct).lower()
+        who = f"{names[image]}, {variant}"
+        scene.words = _words(who, step, phase, corners, pixels[0], left, total, sums, barred, side)
         title = f"window {done + 1}: {PHASES[phase]}" if step else "the map"
         scene.text(0, 18, title, size=16, bold=True)
-        variant = next(text for text, value in VARIANTS.items() if value == distinct)
-        scene.text(WIDTH, 18, variant.lower(), size=15, anchor="end")
+        scene.text(WIDTH, 18, variant, size=15, anchor="end")
         middle, last = PANEL + GAP, 2 * (PANEL + GAP)
         for x, words in ((0, "mammogram"), (middle, "map"), (last, "sums")):
             scene.text(x, TOP - 7, words, size=15)

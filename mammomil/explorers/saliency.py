@@ -66,6 +66,8 @@ def saliency_explorer(
         found = None if boxes is None else _touching(boxes[image], finding, chosen, images.shape[-2:])
         scene = Scene(WIDTH, TALL)
         scene.words = _words(names[image], finding, share, chosen, values, y_loc, found)
+        if not overlay:
+            scene.words += " The map is hidden."
         low, high = float(shown[image].min()), float(shown[image].max())
         scene.image(shown[image], 0, 0, wide, TALL, low=low, high=high, smooth=True)
         if overlay:
@@ -74,6 +76,7 @@ def saliency_explorer(
             scene.image(cells, 0, 0, wide, TALL, colours="viridis", low=0, high=1, alpha=alpha)
         scene.image(_outline(chosen.numpy()), 0, 0, wide, TALL)
         if boxes is not None and truth:
+            scene.words += _lesions(boxes[image])
             for box, malignant in zip(boxes[image].boxes.tolist(), boxes[image].malignant, strict=True):
                 x0, y0, x1, y1 = (scale * edge for edge in box)
                 colour = COLOURS[FINDINGS[int(malignant)]]
@@ -112,6 +115,15 @@ def _touching(
     centres = cells * torch.tensor([size[1] / chosen.shape[1], size[0] / chosen.shape[0]])
     inside = (centres[:, None] >= mine[:, :2]) & (centres[:, None] < mine[:, 2:])
     return int(inside.all(-1).any(1).sum())
+
+
+def _lesions(lesions: CanvasFindings) -> str:
+    """Say how many lesions the dashed boxes show."""
+    malignant = int(lesions.malignant.sum())
+    benign = len(lesions.malignant) - malignant
+    if not malignant + benign:
+        return " There is no lesion to show."
+    return f" Dashed boxes show {malignant} malignant and {benign} benign lesion{'s' * (benign != 1)}."
 
 
 def _outline(chosen: Bool[np.ndarray, "h w"]) -> np.ndarray:
