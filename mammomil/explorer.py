@@ -11,15 +11,17 @@ import itertools
 import json
 import os
 from base64 import b64encode
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from typing import Any, Literal
 
-from mammomil.files import InputError
-from mammomil.scenes import Scene, inline
+import numpy as np
 
-MAX_FRAMES = 600
+from mammomil.files import InputError
+from mammomil.scenes import Scene, inline, keep_picture
+
+MAX_FRAMES = 3000
 
 
 @dataclass(frozen=True)
@@ -90,6 +92,13 @@ class Explorer:
             have one size. It must not depend on anything else, so that frames drawn before equal frames
             drawn live.
         note: a sentence under the controls: what to try.
+        script: name of a file of `static/explorers/`, for controls with too many combinations to be drawn
+            before: a JavaScript function `(values, data, pen)` that does in the reader's browser what `draw`
+            does here. It draws with `pen`, whose methods are those of `Scene` (options in an object), and
+            returns the words. A test compares the two in a browser.
+        data: what `script` is given, JSON-able.
+        pictures: by name, what `pen.image(name, x, y, width, height, {smooth})` can show: colours as
+            `scenes.coloured` gives them.
 
     Example:
         >>> def draw(n):
@@ -99,7 +108,14 @@ class Explorer:
     """
 
     def __init__(
-        self, title: str, controls: Sequence[Control], draw: Callable[..., Scene], note: str = ""
+        self,
+        title: str,
+        controls: Sequence[Control],
+        draw: Callable[..., Scene],
+        note: str = "",
+        script: str | None = None,
+        data: Any = None,
+        pictures: Mapping[str, np.ndarray] | None = None,
     ) -> None:
         names = [control.name for control in controls]
         if not controls or len(set(names)) != len(names):
@@ -108,6 +124,7 @@ class Explorer:
         self.controls = tuple(controls)
         self.draw = draw
         self.note = note
+        self.script, self.data, self.pictures = script, data, dict(pictures or {})
 
     def scene(self, **values: Any) -> Scene:
         """Return the picture for `values`; controls not named stand at their start."""
@@ -123,11 +140,39 @@ class Explorer:
         return self.scene().png()
 
     def html(self) -> str:
-        """Return the whole explorer as one self-contained piece of HTML: all frames, controls and script.
+        """Return the whole explorer as one self-contained piece of HTML: frames, controls and script.
 
         Raises:
-            InputError: more than 600 frames. Give the controls fewer values.
+            InputError: too many frames. Give the controls fewer values.
         """
+        scene, images = self.scene(), {}
+        inside = inline(scene.svg(images), images)
+        if self.script is None:
+            content = self._frames()
+        else:
+            images = {}
+            pictures = {name: keep_picture(rgba, images) for name, rgba in self.pictures.items()}
+            values = [c.values for c in self.controls]
+            content = {"images": images, "pictures": pictures, "values": values, "data": self.data}
+        payload = json.dumps(content, separators=(",", ":"))
+        payload = payload.replace("<", "\\u003c")  # no text in it can end the script element
+        role = "group" if scene.is_active else "img"  # what is in an image cannot be reached
+        own = "" if self.script is None else f",({_function(f'explorers/{self.script}.js')})"
+        root = "mm-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
+        return (
+            f'<figure class="mm-explorer" id="{root}" aria-label="{html.escape(self.title)}">'
+            f"<style>{_static('explorer.css')}</style>"
+            f'<div class="mm-title">{html.escape(self.title)}</div>'
+            f'<div class="mm-controls">{"".join(_control(c, root) for c in self.controls)}</div>'
+            f'<div class="mm-picture">{_svg(scene, inside, scene.words, role)}</div>'
+            f'<figcaption><output class="mm-words" aria-live="polite">{html.escape(scene.words)}</output>'
+            f"{f'<p>{html.escape(self.note)}</p>' if self.note else ''}</figcaption>"
+            f'<script type="application/json">{payload}</script>'
+            f"<script>({_function('explorer.js')})({json.dumps(root)}{own});</script></figure>"
+        )
+
+    def _frames(self) -> dict[str, Any]:
+        """Draw every combination of the controls; a mark that is in several frames is kept once."""
         positions = list(itertools.product(*(range(len(c.values)) for c in self.controls)))
         if len(positions) > MAX_FRAMES:
             raise InputError(
@@ -135,27 +180,14 @@ class Explorer:
                 "its controls fewer values."
             )
         images: dict[str, str] = {}
-        frames: dict[str, tuple[str, str]] = {}
+        marks: dict[str, int] = {}
+        frames: dict[str, tuple[list[int], str]] = {}
         for place in positions:
             values = {c.name: c.values[i] for c, i in zip(self.controls, place, strict=True)}
             scene = self.draw(**values)
-            frames[",".join(map(str, place))] = (scene.svg(images), scene.words)
-        first = ",".join(str(c.start) for c in self.controls)
-        payload = json.dumps({"images": images, "frames": frames}, separators=(",", ":"))
-        payload = payload.replace("<", "\\u003c")  # no text in it can end the script element
-        root = "mm-" + hashlib.sha256((self.title + payload).encode()).hexdigest()[:10]
-        svg, words = frames[first]
-        return (
-            f'<figure class="mm-explorer" id="{root}" aria-label="{html.escape(self.title)}">'
-            f"<style>{_static('explorer.css')}</style>"
-            f'<div class="mm-title">{html.escape(self.title)}</div>'
-            f'<div class="mm-controls">{"".join(_control(c, root) for c in self.controls)}</div>'
-            f'<div class="mm-picture">{_svg(scene, inline(svg, images), words)}</div>'
-            f'<figcaption><output class="mm-words" aria-live="polite">{html.escape(words)}</output>'
-            f"{f'<p>{html.escape(self.note)}</p>' if self.note else ''}</figcaption>"
-            f'<script type="application/json">{payload}</script>'
-            f"<script>({_static('explorer.js').strip().removesuffix(';')})({json.dumps(root)});</script></figure>"
-        )
+            numbers = [marks.setdefault(mark, len(marks)) for mark in scene.elements(images)]
+            frames[",".join(map(str, place))] = (numbers, scene.words)
+        return {"images": images, "marks": list(marks), "frames": frames}
 
     def widget(self) -> Any:
         """Return the live explorer, an ipywidgets box whose picture is drawn anew at every move."""
@@ -167,10 +199,10 @@ class Explorer:
         def redraw(_: Any = None) -> None:
             scene = self.draw(**{name: part.value for name, part in parts.items()})
             images: dict[str, str] = {}
-            svg = inline(scene.svg(images), images)
+            svg = inline(scene.svg(images, active=False), images)
             picture.value = (
                 f'<div class="mm-explorer"><style>{_static("explorer.css")}</style>'
-                f'<div class="mm-picture">{_svg(scene, svg, scene.words)}</div>'
+                f'<div class="mm-picture">{_svg(scene, svg, scene.words, "img")}</div>'
                 f'<p class="mm-words">{html.escape(scene.words)}</p></div>'
             )
 
@@ -212,16 +244,19 @@ def is_static() -> bool:
     return os.environ.get("MAMMOMIL_STATIC", "") not in ("", "0")
 
 
+def _function(name: str) -> str:
+    """Return a script that is one function expression."""
+    return _static(name).strip().removesuffix(";")
+
+
 def _static(name: str) -> str:
     return files("mammomil").joinpath("static", name).read_text(encoding="utf-8").strip()
 
 
-def _svg(scene: Scene, inside: str, words: str) -> str:
+def _svg(scene: Scene, inside: str, words: str, role: str) -> str:
     """Return a whole picture; every frame of an explorer has this size."""
-    return (
-        f'<svg viewBox="0 0 {scene.width:g} {scene.height:g}" style="max-width:{scene.width:g}px" role="img" '
-        f'aria-label="{html.escape(words)}">{inside}</svg>'
-    )
+    box = f'viewBox="0 0 {scene.width:g} {scene.height:g}" style="max-width:{scene.width:g}px"'
+    return f'<svg {box} role="{role}" aria-label="{html.escape(words)}">{inside}</svg>'
 
 
 def _control(control: Control, root: str) -> str:

@@ -7,6 +7,7 @@ import base64
 import hashlib
 import html
 import io
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ class Scene:
             (
                 "image",
                 {
-                    "rgba": _coloured(np.asarray(pixels), colours, low, high, alpha),
+                    "rgba": coloured(np.asarray(pixels), colours, low, high, alpha),
                     "x": x,
                     "y": y,
                     "width": width,
@@ -138,13 +139,50 @@ class Scene:
         """Write `words` on the baseline y; `anchor` is start, middle or end; `halo` is for text on images."""
         self.marks.append(("text", locals() | {"self": None}))
 
-    def svg(self, images: dict[str, str]) -> str:
+    def hot(self, x: Length, y: Length, radius: Length, words: str, **positions: int) -> None:
+        """Make a place that can be clicked or reached by Tab, in pages; nothing is drawn.
+
+        Args:
+            x: its centre.
+            y: its centre.
+            radius: 8 or more can be hit with a finger.
+            words: what happens there, read out.
+            **positions: the position each named control moves to.
+        """
+        self.marks.append(("hot", locals() | {"self": None}))
+
+    def handle(self, x: Length, y: Length, **drags: tuple[str, Length, Length]) -> None:
+        """Draw a handle to be dragged, in pages; sliders do the same for the keyboard and with a kernel.
+
+        Args:
+            x: its centre.
+            y: its centre.
+            **drags: for each control it moves: ("x" or "y", coordinate of position 0, units per position).
+        """
+        self.marks.append(("handle", locals() | {"self": None}))
+
+    def elements(self, images: dict[str, str], active: bool = True) -> list[str]:
         """Return the marks as SVG elements, without the `<svg>` around them.
 
         Pictures are put into `images` (key to data address) and named in the SVG as `@key`, so that a page
         with many frames holds each picture once. `inline` puts them back.
+
+        Args:
+            images: filled.
+            active: False leaves out what only a page's script can move.
         """
-        return "".join(_SVG[kind](mark, images) for kind, mark in self.marks)
+        return [
+            _SVG[kind](mark, images) for kind, mark in self.marks if active or kind not in ("hot", "handle")
+        ]
+
+    def svg(self, images: dict[str, str], active: bool = True) -> str:
+        """Return `elements` as one text."""
+        return "".join(self.elements(images, active))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether something in it can be clicked."""
+        return any(kind == "hot" for kind, _ in self.marks)
 
     def png(self, scale: Length = 1.5) -> bytes:
         """Return the picture as a PNG of `scale` pixels per unit, dark on white."""
@@ -156,7 +194,8 @@ class Scene:
         axes = figure.add_axes((0, 0, 1, 1), xlim=(0, self.width), ylim=(self.height, 0))
         axes.set_axis_off()
         for layer, (kind, mark) in enumerate(self.marks):
-            _MATPLOTLIB[kind](axes, mark, layer)
+            if kind in _MATPLOTLIB:
+                _MATPLOTLIB[kind](axes, mark, layer)
         axes.set(xlim=(0, self.width), ylim=(self.height, 0), aspect="auto")
         file = io.BytesIO()
         figure.savefig(file, format="png", metadata={"Software": None})
@@ -170,8 +209,18 @@ def inline(svg: str, images: dict[str, str]) -> str:
     return svg
 
 
-def _coloured(pixels: np.ndarray, colours: str, low, high, alpha) -> np.ndarray:
-    """Return uint8 RGBA (h, w, 4) of values or colours."""
+def coloured(
+    pixels: np.ndarray,
+    colours: str = "gray",
+    low: Length | None = None,
+    high: Length | None = None,
+    alpha: Float[np.ndarray, "h w"] | Length = 1.0,
+) -> UInt8[np.ndarray, "h w 4"]:
+    """Return the colours of an array, see `Scene.image`.
+
+    Raises:
+        InputError: a value is NaN or infinite.
+    """
     if pixels.ndim == 3:
         rgba = (
             pixels if pixels.shape[2] == 4 else np.dstack([pixels, np.full(pixels.shape[:2], 255, np.uint8)])
@@ -225,10 +274,16 @@ def _style(mark: dict[str, Any]) -> str:
     return words
 
 
-def _svg_image(mark: dict[str, Any], images: dict[str, str]) -> str:
-    address = _address(mark["rgba"])
+def keep_picture(rgba: UInt8[np.ndarray, "h w 4"], images: dict[str, str]) -> str:
+    """Put a picture into `images` and return its key."""
+    address = _address(rgba)
     key = hashlib.sha256(address.encode()).hexdigest()[:10]
     images[key] = address
+    return key
+
+
+def _svg_image(mark: dict[str, Any], images: dict[str, str]) -> str:
+    key = keep_picture(mark["rgba"], images)
     cells = "" if mark["smooth"] else ' class="mm-cells"'
     size = " ".join(f'{name}="{_n(mark[name])}"' for name in ("x", "y", "width", "height"))
     return f'<image href="@{key}" {size} preserveAspectRatio="none"{cells}/>'
@@ -261,7 +316,28 @@ def _svg_text(mark: dict[str, Any], images: dict[str, str]) -> str:
     )
 
 
-_SVG = {"image": _svg_image, "rect": _svg_rect, "line": _svg_line, "circle": _svg_circle, "text": _svg_text}
+def _svg_hot(mark: dict[str, Any], images: dict[str, str]) -> str:
+    positions = html.escape(json.dumps(mark["positions"], separators=(",", ":")))
+    return (
+        f'<circle class="mm-hot" cx="{_n(mark["x"])}" cy="{_n(mark["y"])}" r="{_n(mark["radius"])}" '
+        f'tabindex="0" role="button" aria-label="{html.escape(mark["words"])}" data-set="{positions}"/>'
+    )
+
+
+def _svg_handle(mark: dict[str, Any], images: dict[str, str]) -> str:
+    drags = html.escape(json.dumps(mark["drags"], separators=(",", ":")))
+    return f'<circle class="mm-handle" cx="{_n(mark["x"])}" cy="{_n(mark["y"])}" r="9" data-drag="{drags}"/>'
+
+
+_SVG = {
+    "image": _svg_image,
+    "rect": _svg_rect,
+    "line": _svg_line,
+    "circle": _svg_circle,
+    "text": _svg_text,
+    "hot": _svg_hot,
+    "handle": _svg_handle,
+}
 
 
 def _ink(colour: str | None) -> str:
