@@ -24,7 +24,7 @@ ORDER = [
     "experiments.gmic_runs", "experiments.gmic_ablation", "experiments.gmic_search",
     "experiments.region_runs", "experiments.region_tables", "experiments.dual_branch_weak",
     "experiments.dual_branch_semi",
-    "experiments.probability_plane", "experiments.annotation_budget", "experiments.compare",
+    "experiments.probability_plane", "experiments.annotation_budget", "experiments.compare", "practice",
     "cli",
     "scenes", "explorer", "explorers.views", "explorers.saliency", "explorers.retrieval",
     "explorers.attention", "explorers.replay", "explorers.ablation", "explorers.readers", "widgets",

@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,7 +91,8 @@ def exam_index(config: Experiment, shares: Mapping[str, float] | None = None) ->
 
         folder = config.work / f"phantoms-{config.scale}-{config.exams}-{config.seed}"
         if not (folder / "index.csv").exists():
-            print(f"Drawing {config.exams} synthetic exams (phantoms: no patient is in them)")
+            text = f"Drawing {config.exams} synthetic exams (phantoms: no patient is in them)"
+            print(text, file=sys.stderr)  # as progress: a notebook prints the same when they are there
             write_phantoms(folder, config.exams, config.scale, PHANTOM_SEED + config.seed, workers=0)
     index = read_index(folder)
     if config.data is not None and (index.images["split"] != "").any():
