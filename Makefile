@@ -68,8 +68,9 @@ format: venv
 	$(BIN)/ruff format .
 
 # Warnings are errors. Chapters run with MAMMOMIL_STATIC=1: explorers put all their frames into the page,
-# and there are no progress bars, which need a kernel.
+# and there are no progress bars, which need a kernel. Those that have changed run first, one per core.
 book: venv
+	$(STATIC) $(BIN)/python book/_tools/execute.py
 	$(STATIC) $(BIN)/jupyter-book build book --warningiserror --keep-going
 
 book-clean:

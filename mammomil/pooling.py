@@ -35,8 +35,11 @@ def log_sum_exp_pool(saliency: Float[Tensor, "b c h w"], sharpness: float) -> Fl
         saliency: values in [0, 1]; the result is then in [0, 1] too.
         sharpness: r, larger than 0.
     """
-    # expm1 and log1p keep small values exact where exp and log would round them away.
-    return torch.expm1(sharpness * saliency).mean((-2, -1)).log1p() / sharpness
+    # What the largest cell has above 30 is taken out before exp and put back after the logarithm, as float32
+    # overflows from 88 on. expm1 and log1p keep small values exact where exp and log would round them away.
+    scaled = sharpness * saliency
+    shift = (scaled.amax((-2, -1), keepdim=True) - 30).clamp(min=0).detach()
+    return (torch.expm1(scaled - shift).mean((-2, -1)).log1p() + shift[..., 0, 0]) / sharpness
 
 
 def log_pool(
@@ -59,8 +62,11 @@ def log_pool(
     if pooling == "lse":
         y = log_sum_exp_pool(logits.sigmoid(), sharpness)
         # 1 - y, from 1 - A = sigmoid(-logits) in place of a difference of nearly equal numbers. Where y is
-        # small it is y that is exact: exp(-r (1 - A)) has few digits left.
-        complement = -torch.expm1(-sharpness * (-logits).sigmoid()).mean((-2, -1)).log1p() / sharpness
+        # small it is y that is exact: exp(-r (1 - A)) has few digits left. The nearest cell to 1 is taken out
+        # before exp, or all of exp would be 0 for a large r.
+        scaled = sharpness * (-logits).sigmoid()
+        least = scaled.amin((-2, -1), keepdim=True).detach()
+        complement = (least[..., 0, 0] - torch.expm1(least - scaled).mean((-2, -1)).log1p()) / sharpness
         small = y < 0.5
         log_not_y = torch.where(small, torch.log1p(-torch.where(small, y, 0.0)), complement.log())
         return torch.stack([log_not_y, y.log()], -1)

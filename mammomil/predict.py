@@ -36,6 +36,7 @@ def predict_to_folder(
     `<image_id>.<model>.npz` with several models: an array per finding, and `box`, the rectangle of the file
     that they cover, xyxy). An image counts when all models have answered; one that cannot be used is named on
     standard error and in `failures.csv`, and the rest goes on. Ctrl-C writes the tables of the images done.
+    Where a model resamples to a pixel size in mm, standard error says how many images have no pixel size.
 
     Args:
         model_dirs: model folders.
@@ -63,6 +64,7 @@ def predict_to_folder(
     probe.unlink()
     rows: list[Row] = []
     failures: list[Failure] = []
+    unsized = 0
 
     def fail(item: Item, error: Exception) -> None:
         failures.append(Failure(str(item.path), item.image_id, failure_reason(item, error)))
@@ -79,6 +81,7 @@ def predict_to_folder(
                 if isinstance(image, Exception):
                     fail(item, image)
                     continue
+                unsized += not image.mammogram.spacing_mm > 0  # True for NaN
                 try:
                     found = [predictor.predict([image])[0] for predictor in predictors]
                     if problem := next(filter(None, map(fault, found)), None):
@@ -94,6 +97,13 @@ def predict_to_folder(
     except KeyboardInterrupt:
         interrupted = True
         print("Interrupted: the tables hold the images done so far.", file=sys.stderr)
+    if unsized and any(predictor.preprocess.resize == "spacing" for predictor in predictors):
+        print(
+            f"Pixel size unknown for {unsized} of {len(items)} images: the model's canvas has pixels of a "
+            "fixed size in mm, and such images are scaled by the breast's size instead, which can change the "
+            "answer. Give an index.csv with spacing_mm, or DICOM files that hold it.",
+            file=sys.stderr,
+        )
     facts = provenance(
         command="predict",
         models={

@@ -6,6 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
+from answers import common_answers
 from sklearn.metrics import roc_auc_score
 
 from mammomil.check import ablation as check
@@ -131,13 +132,11 @@ WRONG = (
     (check.seed_difference, seeds_with_gaps, "kept in the other"),
     (check.seed_difference, of_one_is_zero, "One seed has no spread"),
 )  # fmt: skip
-CHECKS = [judge for judge, _ in RIGHT]
 
 
 @pytest.mark.parametrize(("judge", "answer"), RIGHT)
-def test_the_right_answer_passes(judge, answer):
-    assert judge(answer).right
-    assert judge(lambda *a: list(answer(*a))).right  # a list is as good as an array
+def test_a_list_is_as_good_as_an_array(judge, answer):
+    assert judge(lambda *a: list(answer(*a))).right
 
 
 @pytest.mark.parametrize(("judge", "answer", "words"), WRONG)
@@ -147,31 +146,7 @@ def test_a_common_mistake_is_named(judge, answer, words):
     assert words in verdict.words
 
 
-@pytest.mark.parametrize("judge", CHECKS)
-def test_other_answers_get_a_sentence(judge):
-    def unwritten(*_):
-        raise NotImplementedError
-
-    def broken(*_):
-        raise ZeroDivisionError("by zero")
-
-    assert "not written yet" in judge(unwritten).words
-    assert "ZeroDivisionError" in judge(broken).words
-    assert "returns nothing" in judge(lambda *_: None).words
-    assert "shape" in judge(lambda *_: np.zeros((3, 3))).words
-
-
-@pytest.mark.parametrize(("judge", "answer"), RIGHT)
-def test_a_constant_passes_no_check(judge, answer):
-    """Not even the right answer to the first case."""
-    seen = []
-
-    def remember(*arguments):
-        seen.append(answer(*arguments))
-        return seen[0]
-
-    assert not judge(remember).right
-    assert len(seen) > 1
+test_common_answers = common_answers(RIGHT)
 
 
 def test_mistakes_differ_from_the_right_answer_and_from_each_other():

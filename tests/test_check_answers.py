@@ -78,3 +78,8 @@ def test_unknown_equals_unknown_alone():
     assert not same([0.0, 1.0], np.array([np.nan, 1.0]), 1e-6)
     assert same({"a"}, {"a"}, 1e-6)
     assert not same(1, "1", 1e-6)
+
+
+def test_a_hundred_thousandth_is_let_pass_and_no_more():
+    assert judge(lambda x: x.mean() * (1 + 1e-6), cases(), "").right
+    assert not judge(lambda x: x.mean() * (1 + 1e-4), cases(), "").right

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from answers import common_answers
 
 from mammomil.check import evidence as check
 
@@ -117,12 +118,6 @@ WRONG = (
 )
 
 
-@pytest.mark.parametrize(("judge", "answer"), RIGHT)
-def test_the_right_answer_passes(judge, answer):
-    verdict = judge(answer)
-    assert verdict.right, verdict.words
-
-
 @pytest.mark.parametrize(("judge", "answer", "words"), WRONG)
 def test_a_common_mistake_is_named(judge, answer, words):
     verdict = judge(answer)
@@ -130,34 +125,15 @@ def test_a_common_mistake_is_named(judge, answer, words):
     assert words in verdict.words
 
 
-@pytest.mark.parametrize(("judge", "_"), RIGHT)
-def test_other_answers_get_a_sentence(judge, _):
-    def unwritten(*_):
-        raise NotImplementedError
-
-    def broken(*_):
-        raise ZeroDivisionError("by zero")
-
-    assert "not written yet" in judge(unwritten).words
-    assert "ZeroDivisionError" in judge(broken).words
-    assert "returns nothing" in judge(lambda *_: None).words
-    assert "shape" in judge(lambda *_: np.zeros((7, 7))).words
-
-
-@pytest.mark.parametrize(("judge", "answer"), RIGHT)
-def test_a_constant_passes_no_check(judge, answer):
-    """Not even the right answer to the first case."""
-    seen = []
-
-    def remember(*arguments):
-        seen.append(answer(*arguments))
-        return seen[0]
-
-    assert not judge(remember).right
-    assert len(seen) > 1
+test_common_answers = common_answers(RIGHT)
 
 
 def test_the_cases_of_the_pointing_game_hold_hits_and_misses_and_ties():
     logits, boxes = check._maps(1, 25.0)
     assert 8 < sum(hits(logits, boxes, check.CELL)) < 24
     assert ((torch.from_numpy(logits).sigmoid() == 1).flatten(1).sum(1) > 1).all()
+
+
+def test_rare_cancers_are_judged_to_the_digit():
+    """Probabilities of 0.0002 are among the cases; the usual 0.00001 would be coarse there."""
+    assert not check.at_prevalence(lambda *a: moved(*a) + 2e-6).right

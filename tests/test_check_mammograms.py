@@ -3,6 +3,7 @@
 import numpy as np
 import pandas as pd
 import pytest
+from answers import common_answers
 
 from mammomil.check import mammograms as check
 from mammomil.index import split_patients
@@ -53,32 +54,7 @@ ANSWERS = [
 ]
 
 
-@pytest.mark.parametrize(("judge", "answer"), ANSWERS)
-def test_right_answers_pass_and_others_get_a_sentence(judge, answer):
-    assert judge(answer).right
-
-    def unwritten(*_):
-        raise NotImplementedError
-
-    for bad, words in (
-        (unwritten, "is not written yet"),
-        (lambda *_: None, "returns nothing yet"),
-        (lambda *_: 1 / 0, "ZeroDivisionError"),
-    ):
-        verdict = judge(bad)
-        assert not verdict.right
-        assert words in verdict.words
-
-
-@pytest.mark.parametrize(("judge", "answer"), ANSWERS)
-def test_no_constant_passes(judge, answer):
-    first = []
-
-    def constant(*arguments):
-        first.append(answer(*arguments))
-        return first[0]
-
-    assert not judge(constant).right
+test_common_answers = common_answers(ANSWERS, {check.split_by_patient: "one split for each image"})
 
 
 @pytest.mark.parametrize(

@@ -113,6 +113,48 @@ def test_log_sum_exp_lies_between_mean_and_maximum(saliency):
     assert (log_sum_exp_pool(saliency, 500.0) >= high - math.log(saliency[0, 0].numel()) / 500 - 1e-9).all()
 
 
+@pytest.mark.parametrize("high", [0.02, 0.3, 0.6, 1.0])
+def test_log_sum_exp_of_a_large_sharpness_is_finite_and_right(high):
+    """exp(200) is infinity in float32. Reference in float64; slopes by A are shares, which sum to 1."""
+    generator = torch.Generator().manual_seed(1)
+    saliency = torch.rand(3, 2, 46, 30, generator=generator) * high
+    saliency[0, 0], saliency[1, 1, 0, 0] = 0.0, high
+    saliency.requires_grad_()
+    pooled = log_sum_exp_pool(saliency, 200.0)
+    cells = saliency.detach().double().flatten(2).numpy()
+    top = cells.max(2, keepdims=True)
+    want = top[..., 0] + np.log(np.exp(200 * (cells - top)).mean(2)) / 200
+    np.testing.assert_allclose(pooled.detach().numpy(), want, rtol=1e-5, atol=1e-8)
+    pooled.sum().backward()
+    shares = np.exp(200 * (cells - top))
+    shares /= shares.sum(2, keepdims=True)
+    np.testing.assert_allclose(saliency.grad.flatten(2).numpy(), shares, rtol=1e-3, atol=1e-7)
+
+
+@pytest.mark.parametrize("sharpness", [88.0, 200.0, 1000.0])
+def test_log_pool_of_a_large_sharpness_is_finite_and_right(sharpness):
+    """Low maps, maps whose highest cell is a little above one half, and saturated ones."""
+    levels = torch.tensor([-9.0, -2.0, 0.2, 3.0, 40.0]).view(5, 1, 1, 1)
+    logits = levels - torch.rand(5, 1, 6, 5, generator=torch.Generator().manual_seed(2)) * 4
+    logits.requires_grad_()
+    found = log_pool(logits, "lse", sharpness=sharpness)
+    wide = logits.detach().double().flatten(1).numpy()
+    cells, rest = 1 / (1 + np.exp(-wide)), 1 / (1 + np.exp(wide))
+    high, low = cells.max(1, keepdims=True), rest.min(1, keepdims=True)
+    y = high[:, 0] + np.log1p(np.expm1(sharpness * (cells - high)).mean(1)) / sharpness
+    not_y = low[:, 0] - np.log1p(np.expm1(sharpness * (low - rest)).mean(1)) / sharpness
+    np.testing.assert_allclose(found[:, 0].detach().numpy(), np.log([not_y, y]).T, rtol=1e-4, atol=1e-6)
+    found.sum().backward()
+    assert logits.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("sharpness", [0.1, 1.0, 5.0, 30.0])
+def test_log_sum_exp_of_a_small_sharpness_is_the_plain_formula_to_the_bit(sharpness):
+    saliency = torch.rand(2, 2, 46, 30, generator=torch.Generator().manual_seed(3)) ** 4
+    plain = torch.expm1(sharpness * saliency).mean((-2, -1)).log1p() / sharpness
+    assert torch.equal(log_sum_exp_pool(saliency, sharpness), plain)
+
+
 def test_gated_attention_equals_loops():
     torch.manual_seed(1)
     attention = GatedAttention(5, 4, bias=True).double()

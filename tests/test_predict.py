@@ -221,6 +221,32 @@ def test_an_index_gives_exams_and_known_findings(models, tmp_path, monkeypatch):
     assert names[0].startswith("a_1-")  # a colon is no part of a file name on every system
 
 
+def test_images_without_a_pixel_size_are_counted_where_the_model_needs_one(models, tmp_path, capsys):
+    """The bare file is scaled by the breast, so that the answer differs from that with an index."""
+    metric = tmp_path / "metric"
+    save_model(metric, build_gmic(QUICK, 1), PreprocessConfig(184, 120, "spacing", 1.0), {})
+    for k in range(3):
+        picture(tmp_path / "data" / f"{k}.png", k)
+    images = pd.DataFrame(
+        {"image_id": ["0", "1", "2"], "exam_id": "e", "patient_id": "p", "laterality": "L", "view": "CC",
+         "path": ["0.png", "1.png", "2.png"], "benign": 0, "malignant": 0, "spacing_mm": [0.5, 0.5, np.nan]}
+    )  # fmt: skip
+
+    def told(model, paths):
+        predict_to_folder(model, paths, tmp_path / "out", panels=False, progress=False)
+        return float(read(tmp_path / "out" / "predictions.csv")[0]["p_malignant"]), capsys.readouterr().err
+
+    bare, words = told([metric, models / "one"], tmp_path / "data")
+    (line,) = words.splitlines()
+    assert line.startswith("Pixel size unknown for 3 of 3 images: ")
+    assert "Give an index.csv with spacing_mm" in line
+    assert told(models / "one", tmp_path / "data")[1] == ""  # fit: the size in mm plays no part
+    write_index(make_index(images, None, tmp_path / "data"), tmp_path / "data")
+    known, words = told(metric, tmp_path / "data")
+    assert words.startswith("Pixel size unknown for 1 of 3 images: ")
+    assert abs(known - bare) > 1e-4
+
+
 HOSTILE = ["<script>alert(1)<\"'><img src=x onerror=1>", "$x_{1}$ #?%20 &amp; 乳 房", "=1+1", "x" * 240]
 
 

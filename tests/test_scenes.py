@@ -1,6 +1,7 @@
 import base64
 import io
 import re
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -89,3 +90,43 @@ def test_the_png_shows_every_kind_of_mark_where_it_was_put():
     assert pixels[10, 105].max() < 40
     assert pixels[60:80, 10:80].min() < 60  # ink
     assert tuple(pixels[45, 60]) == (255, 255, 255)
+
+
+def test_svg_marks_stand_where_they_were_put_and_look_as_asked():
+    scene = Scene(100, 80)
+    scene.image(np.eye(2), 1, 2, 30, 40)
+    scene.image(np.eye(2), 1, 2, 30, 40, smooth=True)
+    scene.rect(3, 4, 5, 6, dashed=True)
+    scene.line([(1, 2), (30, 4)])
+    scene.circle(7, 8, 9)
+    scene.text(10, 11, "w", anchor="end")
+    cells, smooth, rect, line, circle, text = ElementTree.fromstring(f"<svg>{scene.svg({})}</svg>")
+
+    def values(element, names):
+        return [element.get(name) for name in names.split()]
+
+    assert values(cells, "x y width height class") == ["1", "2", "30", "40", "mm-cells"]
+    assert values(smooth, "x y width height class") == ["1", "2", "30", "40", None]
+    assert values(rect, "x y width height stroke-dasharray") == ["3", "4", "5", "6", "4 3"]
+    assert values(line, "points stroke-dasharray") == ["1,2 30,4", None]
+    assert values(circle, "cx cy r") == ["7", "8", "9"]
+    assert values(text, "x y text-anchor") == ["10", "11", "end"]
+
+
+def test_a_picture_is_the_right_way_up_and_keeps_its_colours():
+    colours = np.array([[[255, 0, 0], [0, 255, 0]], [[0, 0, 255], [255, 255, 0]]], np.uint8)
+    scene = Scene(40, 40)
+    scene.image(colours, 0, 0, 40, 40)
+    pixels = np.asarray(Image.open(io.BytesIO(scene.png(scale=1))).convert("RGB"))
+    assert np.array_equal(pixels[10::20, 10::20], colours)
+    images = {}
+    scene.svg(images)
+    assert np.array_equal(decode(next(iter(images.values()))), colours)
+
+
+def test_without_limits_the_least_value_is_dark_and_the_greatest_light():
+    scene = Scene(10, 10)
+    scene.image(np.array([[2.0, 3.5], [3.0, 5.0]]), 0, 0, 10, 10)
+    images = {}
+    scene.svg(images)
+    assert decode(next(iter(images.values())))[..., 0].tolist() == [[0, 128], [85, 255]]
