@@ -65,13 +65,13 @@ def _duration(chapter: str, scale: str, gpu: bool) -> str:
     if times is None:
         return "How long this chapter runs was not measured yet."
     run = f"{max(1, round(times['run_s'] / 10) * 10)} s"
-    words = f"{times['read_min']} minutes to read, {times['exercise_min']} for the exercises (both estimates)"
+    words = f"{times['read_min']} minutes to read, {times['exercise_min']} for the exercises (estimates)"
     if scale == "full":
         return (
-            f"Times: {words}. The full scale was not timed; the quick one runs in about {run} on 2 CPU cores."
+            f"Times: {words}.\nThe full scale was not timed; the quick one runs in about {run} on 2 CPU cores."
         )
     place = "about that or less here" if gpu else "the fewer the cores, the longer"
-    return f"Times: {words}; all cells run in about {run} on 2 CPU cores ({place})."
+    return f"Times: {words}.\nAll cells run in about {run} on 2 CPU cores ({place})."
 
 
 def samples() -> Path:

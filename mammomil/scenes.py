@@ -139,7 +139,7 @@ class Scene:
         """Write `words` on the baseline y; `anchor` is start, middle or end; `halo` is for text on images."""
         self.marks.append(("text", locals() | {"self": None}))
 
-    def hot(self, x: Length, y: Length, radius: Length, words: str, **positions: int) -> None:
+    def hot(self, x: Length, y: Length, radius: Length, words: str, /, **positions: int) -> None:
         """Make a place that can be clicked or reached by Tab, in pages; nothing is drawn.
 
         Args:
@@ -151,7 +151,7 @@ class Scene:
         """
         self.marks.append(("hot", locals() | {"self": None}))
 
-    def handle(self, x: Length, y: Length, **drags: tuple[str, Length, Length]) -> None:
+    def handle(self, x: Length, y: Length, /, **drags: tuple[str, Length, Length]) -> None:
         """Draw a handle to be dragged, in pages; sliders do the same for the keyboard and with a kernel.
 
         Args:

@@ -28,6 +28,9 @@ KEPT = {"tags", "mystnb", "jupyter", "cellView", "slideshow"}  # of a cell's met
 
 def clean(notebook: nbformat.NotebookNode) -> None:
     """Bring a notebook into the committed form, in place."""
+    from nbconvert.preprocessors import CoalesceStreamsPreprocessor
+
+    join = CoalesceStreamsPreprocessor()  # a kernel cuts the prints of a cell where it likes
     kept = {k: v for k, v in notebook.metadata.items() if k in ("mammomil", "accelerator", "colab")}
     notebook.metadata = nbformat.from_dict(
         {
@@ -50,6 +53,7 @@ def clean(notebook: nbformat.NotebookNode) -> None:
                 if o.get("name") != "stderr"
                 and "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
             ]
+            join.preprocess_cell(cell, {}, i)
 
 
 def run(path: Path) -> float:
