@@ -68,7 +68,8 @@ def _duration(chapter: str, scale: str, gpu: bool) -> str:
     words = f"{times['read_min']} minutes to read, {times['exercise_min']} for the exercises (estimates)"
     if scale == "full":
         return (
-            f"Times: {words}.\nThe full scale was not timed; the quick one runs in about {run} on 2 CPU cores."
+            f"Times: {words}.\n"
+            f"The full scale was not timed; the quick one runs in about {run} on 2 CPU cores."
         )
     place = "about that or less here" if gpu else "the fewer the cores, the longer"
     return f"Times: {words}.\nAll cells run in about {run} on 2 CPU cores ({place})."

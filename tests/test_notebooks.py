@@ -15,7 +15,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "book" / "_tools"))
 
-from notebooks import clean  # noqa: E402
+from notebooks import chapter_list, clean  # noqa: E402
 
 CHAPTERS = sorted((ROOT / "book" / "chapters").glob("*.ipynb"))
 SECTIONS = ["Exercises", "Quiz", "In the paper, in this book", "Key points", "Further"]
@@ -42,10 +42,14 @@ def printed(cell):
     return "".join(o.text for o in cell.outputs if o.output_type == "stream")
 
 
-def test_the_first_half_of_the_book_is_there_and_in_its_contents():
-    assert [p.name[:2] for p in CHAPTERS][:8] == [f"{n:02d}" for n in range(8)]
+def test_all_chapters_are_there_and_in_the_contents():
+    assert [p.name[:2] for p in CHAPTERS] == [f"{n:02d}" for n in range(20)]
     contents = (ROOT / "book" / "_toc.yml").read_text("utf-8")
     assert re.findall(r"file: chapters/(\w+)", contents) == [p.stem for p in CHAPTERS]
+
+
+def test_the_readme_lists_the_chapters_with_their_times():
+    assert chapter_list() in (ROOT / "README.md").read_text("utf-8"), "run `make notebooks`"
 
 
 @every_chapter

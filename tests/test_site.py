@@ -6,7 +6,6 @@ Built by `make book`; without the built pages or without Chromium these tests sk
 import itertools
 import os
 import re
-import shutil
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
@@ -18,28 +17,17 @@ SITE = Path(os.environ.get("MAMMOMIL_SITE", ROOT / "book" / "_build" / "html"))
 PAGES = sorted(
     str(p.relative_to(SITE))
     for p in SITE.rglob("*.html")
-    if "_static" not in p.parts and p.name not in ("genindex.html", "search.html")
+    if not {"_static", "slides"} & set(p.parts) and p.name not in ("genindex.html", "search.html")  # test_kit
 )
-FLAGS = [
-    "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update",
-    "--disable-sync",
-]  # fmt: skip
 # The text of the book, without what the theme puts around it.
 TEXT = {"include": [["main .bd-article"]]}
 
 
 @pytest.fixture(scope="module")
-def browser():
+def browser(chromium):
     if not PAGES:
         pytest.skip(f"no built book at {SITE}; run `make book`")
-    found = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-    if found is None:
-        pytest.skip("no Chromium on this machine: apt install chromium")
-    sync = pytest.importorskip("playwright.sync_api")
-    with sync.sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=found, args=FLAGS, chromium_sandbox=False)
-        yield running
-        running.close()
+    return chromium
 
 
 @pytest.fixture

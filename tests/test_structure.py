@@ -27,9 +27,13 @@ ORDER = [
     "experiments.probability_plane", "experiments.annotation_budget", "experiments.compare", "practice",
     "cli",
     "scenes", "explorer", "explorers.views", "explorers.saliency", "explorers.retrieval",
-    "explorers.attention", "explorers.replay", "explorers.ablation", "explorers.readers", "widgets",
+    "explorers.attention", "explorers.replay", "explorers.ablation", "explorers.readers", "explorers.ranking",
+    "explorers.selection", "explorers.iom", "explorers.froc", "explorers.plane", "explorers.budget",
+    "widgets",
     "check.answers", "check.welcome", "check.mammograms", "check.saliency", "check.regions",
-    "check.attention", "check.training", "check.ablation", "check.evidence", "classroom",
+    "check.attention", "check.training", "check.ablation", "check.evidence", "check.codes", "check.branches",
+    "check.selection", "check.weak", "check.contours", "check.semi", "check.budget", "check.operating",
+    "check.plane", "check.versus", "check.yours", "check.scale", "classroom", "preflight",
 ]  # fmt: skip
 
 

@@ -14,6 +14,7 @@ BOOK = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(BOOK / "_tools"))
 
 from equations import as_markdown, equation_map  # noqa: E402 (beside the book, not a package)
+from plans import plan_table  # noqa: E402
 
 TIMES = BOOK.parent / "mammomil" / "static" / "chapter_times.json"
 
@@ -60,6 +61,19 @@ class ChapterTimes(Generated):
         return "\n".join([*lines, "", f"Measured with {words}."])
 
 
+class WorkshopPlan(Generated):
+    """A timetable: lines of `minutes | what happens | chapters`."""
+
+    has_content = True
+
+    def markdown(self) -> str:
+        """Return the table."""
+        try:
+            return plan_table(self.content, json.loads(TIMES.read_text("utf-8"))["chapters"])
+        except ValueError as error:
+            raise self.error(str(error)) from error
+
+
 def describe_terms(app: Sphinx, doctree: nodes.document, docname: str) -> None:
     """Give every reference to a glossary term its definition as a title, which browsers show on hovering."""
     definitions = {}
@@ -98,6 +112,7 @@ def setup(app: Sphinx) -> dict:
     """Register all of it."""
     app.add_directive("equation-map", EquationMap)
     app.add_directive("chapter-times", ChapterTimes)
+    app.add_directive("workshop-plan", WorkshopPlan)
     app.add_node(nodes.citation, override=True, html=(visit_citation, None))
     app.connect("doctree-resolved", describe_terms)
     app.connect("html-page-context", drop_repeated_scripts, priority=900)

@@ -42,7 +42,7 @@ def main() -> int:
     cache = get_cache(folder)
     note.parent.mkdir(parents=True, exist_ok=True)
     note.write_text(key)
-    paths = sorted(str(p) for p in (BOOK / "chapters").glob("*.ipynb"))
+    paths = sorted(str(p) for room in ("chapters", "instructors") for p in (BOOK / room).glob("*.ipynb"))
     for path in paths:
         cache.add_nb_to_project(path)
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -52,7 +52,7 @@ def main() -> int:
     for path in failed:
         said = cache.get_project_record(path).traceback or "see above"
         print(f"{Path(path).name} failed:\n{said[-2000:]}", file=sys.stderr)
-    print(f"{len(done.succeeded)} chapters run, {len(paths) - len(failed) - len(done.succeeded)} unchanged.")
+    print(f"{len(done.succeeded)} notebooks run, {len(paths) - len(failed) - len(done.succeeded)} unchanged.")
     return bool(failed)
 
 

@@ -3,6 +3,7 @@
     python book/_tools/notebooks.py                  run all chapters, write outputs and times
     python book/_tools/notebooks.py 02 05            run these
     python book/_tools/notebooks.py --clean 02       only bring a notebook into the committed form
+    python book/_tools/notebooks.py --readme         only write the list of chapters into the README
 
 The committed form keeps pictures and text and drops what pages are built from (HTML of the explorers), so
 that a notebook stays small and GitHub shows the pictures.
@@ -20,6 +21,7 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[2]
 CHAPTERS = ROOT / "book" / "chapters"
+README = ROOT / "README.md"
 TIMES = ROOT / "mammomil" / "static" / "chapter_times.json"
 WORDS_PER_MINUTE = 150  # of technical text with formulas
 CELL_TIMEOUT = 180
@@ -31,10 +33,12 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     from nbconvert.preprocessors import CoalesceStreamsPreprocessor
 
     join = CoalesceStreamsPreprocessor()  # a kernel cuts the prints of a cell where it likes
-    kept = {k: v for k, v in notebook.metadata.items() if k in ("mammomil", "accelerator", "colab")}
+    kept = {k: v for k, v in notebook.metadata.items() if k == "mammomil"}
     notebook.metadata = nbformat.from_dict(
         {
             **kept,
+            "accelerator": "GPU",  # Colab then offers one; no chapter needs it
+            "colab": {"gpuType": "T4"},
             "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
             "language_info": {"name": "python", "pygments_lexer": "ipython3"},  # knows ! and %
         }
@@ -110,6 +114,30 @@ def _store_time(path: Path, seconds: float) -> None:
     write_json(TIMES, times)
 
 
+def chapter_list() -> str:
+    """Return the table of the README: each chapter with its first sentence and its times."""
+    times = json.loads(TIMES.read_text("utf-8"))["chapters"]
+    lines = ["| chapter | what it is about | read, exercises | cells run in |", "|---|---|---|---|"]
+    for number, row in times.items():
+        path = CHAPTERS / row["notebook"]
+        title, about = nbformat.read(path, as_version=4).cells[0].source.split("\n\n")[:2]
+        link = f"[{int(number)} {title.removeprefix('# ')}](book/chapters/{path.name})"
+        minutes = f"{row['read_min']} + {row['exercise_min']} min"
+        lines.append(f"| {link} | {' '.join(about.split())} | {minutes} | {row['run_s']} s |")
+    return "\n".join(lines)
+
+
+def write_readme() -> None:
+    """Put the list of chapters between its two marks in the README."""
+    from mammomil.files import atomic_path
+
+    text = README.read_text("utf-8")
+    begin, end = (text.index(mark) for mark in ("<!-- chapters -->", "<!-- end of chapters -->"))
+    text = f"{text[:begin]}<!-- chapters -->\n\n{chapter_list()}\n\n{text[end:]}"
+    with atomic_path(README) as temporary:
+        temporary.write_text(text, "utf-8")
+
+
 def main() -> int:
     """Run or clean the chapters named on the command line."""
     parser = argparse.ArgumentParser(
@@ -119,7 +147,11 @@ def main() -> int:
     parser.add_argument(
         "--clean", action="store_true", help="run nothing, only bring into the committed form"
     )
+    parser.add_argument("--readme", action="store_true", help="run nothing, write the list of the README")
     options = parser.parse_args()
+    if options.readme:
+        write_readme()
+        return 0
     os.environ |= {"MAMMOMIL_STATIC": "1", "TQDM_DISABLE": "1"}
     found = sorted(CHAPTERS.glob("*.ipynb"))
     chosen = [p for p in found if not options.chapters or p.name.startswith(tuple(options.chapters))]
@@ -134,6 +166,7 @@ def main() -> int:
         seconds = run(path)
         _store_time(path, seconds)
         print(f"{seconds:.0f} s")
+    write_readme()
     return 0
 
 
