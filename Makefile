@@ -49,7 +49,7 @@ test: venv $(WIDGETS7)
 # notebooks at a time; then the pages in a browser.
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
 test-book: venv
-	$(STATIC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile book/chapters
+	$(STATIC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile book/chapters book/instructors
 	$(BIN)/python -m pytest -m book -n 2 --dist loadfile tests
 
 # ipywidgets as Colab has it, beside the new one, for the tests of the explorers.
@@ -72,6 +72,7 @@ format: venv
 book: venv
 	$(STATIC) $(BIN)/python book/_tools/execute.py
 	$(STATIC) $(BIN)/jupyter-book build book --warningiserror --keep-going
+	$(STATIC) $(BIN)/python book/_tools/kit.py
 
 book-clean:
 	rm -rf book/_build
