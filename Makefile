@@ -50,7 +50,7 @@ test: venv $(WIDGETS7)
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180 --nbval-kernel-startup-timeout=120
 test-book: venv
 	$(STATIC) OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(NBVAL) -n 2 --dist loadfile book/chapters book/instructors
-	$(BIN)/python -m pytest -m book -n 2 --dist loadfile tests
+	$(BIN)/python -m pytest -m book -n 2 --dist worksteal tests
 
 # ipywidgets as Colab has it, beside the new one, for the tests of the explorers.
 $(WIDGETS7): $(VENV)/.ready
