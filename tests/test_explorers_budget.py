@@ -106,7 +106,7 @@ def test_costs_bars_and_words_are_plain_arithmetic(budget, explorer):
         assert f"{value[k]:.3f} ± {table[values['figure'] + '_std'][k]:.3f}" in scene.words
         if k:
             gain = value[k] - value[0]
-            assert f"{gain:+.3f} to none, {gain / (opened + marked):+.4f} an hour" in scene.words
+            assert f"{gain:+.3f} against none, {gain / (opened + marked):+.4f} an hour" in scene.words
         curve = next(m for kind, m in scene.marks if kind == "line" and m["colour"] in (GREEN, MALIGNANT))
         x, y = np.array(curve["points"]).T
         hours = a * np.array(table["images"]) + b * np.array(table["lesions"])

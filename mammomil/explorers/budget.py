@@ -64,11 +64,11 @@ def budget_explorer(budget: Mapping[str, Any]) -> Explorer:
         scene.text(2, 18, f"{name}, {table['name']}", size=16, bold=True)
         _draw_axes(scene, RANGES[figure], span)
         x = [LEFT + ACROSS * h / span for h in hours]
-        scene.line([(x[fraction], TOP), (x[fraction], TOP + TALL)], GREY, stroke=1, dashed=True)
         if table[figure] is None:
             for row, words in enumerate(("The paper prints no numbers here.", *_FIGURE_5)):
                 scene.text(LEFT + 14, TOP + 70 + 24 * row, words, size=15)
         else:
+            scene.line([(x[fraction], TOP), (x[fraction], TOP + TALL)], GREY, stroke=1, dashed=True)
             _draw_curve(scene, table, figure, x, fraction, paper)
         middle = LEFT + ACROSS * opening[fraction] / span
         scene.rect(LEFT, BAR, middle - LEFT, 20, fill=SKY, stroke=0)
@@ -169,7 +169,7 @@ def _told(table: Mapping[str, Any], figure: str, k: int, hours: list[float]) -> 
     if k == 0:
         return [f"{found[0]} without any annotation"]
     gain = values[k] - values[0]
-    found = [f"{found[0]}, {gain:+.3f} to none, {gain / hours[k]:+.4f} an hour"]
+    found = [f"{found[0]}, {gain:+.3f} against none, {gain / hours[k]:+.4f} an hour"]
     if table["steps"] is None:
         return [*found, f"{values[k] - values[k - 1]:+.3f} to {fractions[k - 1]:g}, no interval printed"]
     step, low, high = table["steps"][figure][k - 1]

@@ -176,7 +176,8 @@ def plane_explorer(
     note = (
         "Click a point, or choose an image: dashed frames are its true findings, solid ones the best region "
         "of each finding after the last epoch; blue is benign, orange malignant. Tints: what the SVM calls a "
-        "point there. Drag the yellow dot to move the threshold. Small hollow marks are training points."
+        "point there. Drag the yellow dot to move the threshold. Small faint marks are training points; "
+        "large hollow ones are test images that the SVM has wrong."
     )
     payload: dict[str, Any] = {
         "names": names, "true": true.tolist(), "kind": kind.tolist(), "kinds": KINDS, "short": SHORT,
