@@ -50,6 +50,16 @@ REMOTE = {
 }
 
 
+def cache_folder() -> Path:
+    """Return where things are kept between runs; the folder need not exist.
+
+    It is the environment variable MAMMOMIL_CACHE, or where the system keeps caches.
+    """
+    import pooch
+
+    return Path(os.environ.get("MAMMOMIL_CACHE") or pooch.os_cache("mammomil")).expanduser()
+
+
 def fetch(name: str, folder: Path | None = None) -> Path:
     """Return a file of `REMOTE`, from the cache if it is there, else from the network.
 
@@ -58,7 +68,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
 
     Args:
         name: a name in `REMOTE`.
-        folder: the cache; None is the environment variable MAMMOMIL_CACHE, or where the system keeps caches.
+        folder: the cache; None is `cache_folder`.
 
     Returns:
         The path of the file; its checksum is right.
@@ -72,8 +82,7 @@ def fetch(name: str, folder: Path | None = None) -> Path:
     if name not in REMOTE:
         raise InputError(f"{name!r}: no such download. There is: {', '.join(REMOTE)}.")
     remote = REMOTE[name]
-    cache = folder or os.environ.get("MAMMOMIL_CACHE") or pooch.os_cache("mammomil")
-    path = Path(cache).expanduser() / (name + Path(remote.url).suffix)
+    path = (folder or cache_folder()).expanduser() / (name + Path(remote.url).suffix)
     store = pooch.create(
         path.parent,
         base_url="",

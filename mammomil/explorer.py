@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 
 from mammomil.files import InputError
-from mammomil.scenes import Scene, inline, keep_picture
+from mammomil.marks import inline, keep_picture
+from mammomil.scenes import Scene
 
 MAX_FRAMES = 3000
 

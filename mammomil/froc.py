@@ -21,6 +21,18 @@ def _joined(arrays: Iterable[np.ndarray]) -> np.ndarray:
     return np.concatenate(arrays, axis=None) if (arrays := list(arrays)) else np.zeros(0)
 
 
+def gate_threshold(positive_score: Float[np.ndarray, "n"], sensitivity: float) -> float:
+    """Return the largest threshold that calls at least this share of the positive images (reading A26).
+
+    Args:
+        positive_score: scores of the positive images, one or more.
+        sensitivity: in (0, 1]; reaching it exactly is enough.
+    """
+    falling = np.sort(positive_score)[::-1]
+    reached = np.arange(1, len(falling) + 1) / len(falling)
+    return falling[np.argmax(reached >= sensitivity)]
+
+
 def froc_curve(
     images: Sequence[Mapping[str, Any]],
     alpha: float = 0.5,
@@ -82,11 +94,9 @@ def froc_curve(
         raise ValueError(
             "score is NaN, or region_score NaN or inf; a region that is no detection has score 0."
         )
-    positives = np.sort(image_score[labels == 1])[::-1]
-    if not len(positives):
+    if not (labels == 1).any():
         return None
-    reached = np.arange(1, len(positives) + 1) / len(positives)
-    tau = positives[np.argmax(reached >= operating_sensitivity)] if gate else -np.inf
+    tau = gate_threshold(image_score[labels == 1], operating_sensitivity) if gate else -np.inf
     placed = (labels == 0) | (n_lesions > 0)
     classified = placed & (image_score >= tau)
     if not (true_set := classified & (labels == 1)).any():

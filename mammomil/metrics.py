@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Shaped
 from mammomil.froc import (
     continuous_prf,
     froc_curve,
+    gate_threshold,
     inside_any,
     map_peak,
     mean_prf,
@@ -45,6 +46,7 @@ __all__ = [
     "delong_test",
     "expected_calibration_error",
     "froc_curve",
+    "gate_threshold",
     "group_scores",
     "inside_any",
     "map_peak",

@@ -1,6 +1,5 @@
 """The phantoms that the dual-branch chapters learn from: drawn and coded once, and shared by them."""
 
-import os
 from collections.abc import Collection
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from tqdm.auto import tqdm
 
+from mammomil.downloads import cache_folder
 from mammomil.dual_branch import DualBranch, DualBranchConfig, build_dual_branch
 from mammomil.experiments.common import exam_index
 from mammomil.experiments.region_runs import RegionExperiment, Regions, answer, load_regions
@@ -143,21 +143,19 @@ def train_head(
 def practice(exams: int = 120) -> Practice:
     """Return the phantoms of the dual-branch chapters, drawn and coded if that was not done before.
 
-    The first call takes about a minute on two cores, later ones seconds. What is made is kept in the cache
-    (the environment variable MAMMOMIL_CACHE, or where the system keeps caches), by version of the library;
-    it may be deleted at any time. Several processes may call this at once: one works, the others wait.
+    The first call takes about a minute on two cores, later ones seconds. What is made is kept in
+    `downloads.cache_folder`, by version of the library; it may be deleted at any time. Several processes may
+    call this at once: one works, the others wait.
 
     Args:
         exams: number of exams, four images each. Splits hold whole patients: a half to learn, .15 to
             validate, .35 to test.
     """
-    import pooch
     from filelock import FileLock
 
     from mammomil import __version__
 
-    cache = Path(os.environ.get("MAMMOMIL_CACHE") or pooch.os_cache("mammomil")).expanduser()
-    work = cache / f"practice-{__version__}"
+    work = cache_folder() / f"practice-{__version__}"
     work.mkdir(parents=True, exist_ok=True)
     config = RegionExperiment(out=work, work=work, exams=exams, seed=SEED)
     with FileLock(work / "lock"):

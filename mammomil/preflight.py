@@ -19,6 +19,8 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from mammomil.downloads import cache_folder
+
 MEMORY, DISK = 4.0, 2.0  # GB that have to be free
 PRACTICE_S = 120  # to draw and code the phantoms of the dual-branch chapters, on the machine of the times
 FORWARD_S = 0.07  # what `_seconds` gives there, on 2 idle cores of an x86 server
@@ -176,7 +178,7 @@ def _memory() -> Found:
 
 
 def _disk() -> Found:
-    place = _cache()
+    place = cache_folder()
     while not place.exists():
         place = place.parent
     free = shutil.disk_usage(place).free / 1e9
@@ -190,7 +192,7 @@ def _disk() -> Found:
 
 
 def _writable() -> Found:
-    folder = _cache()
+    folder = cache_folder()
     where = "the cache folder" if _stored() else str(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -260,7 +262,7 @@ def _seconds() -> float:
 def _practice() -> Found:
     from mammomil import __version__
 
-    folder = _cache() / f"practice-{__version__}"
+    folder = cache_folder() / f"practice-{__version__}"
     if any(folder.glob("overlaps/*.npz")):  # what is written last
         return True, "drawn and coded"
     return True, (
@@ -275,13 +277,6 @@ def _gpu() -> Found:
     if torch.cuda.is_available():
         return True, f"{torch.cuda.get_device_name()} (not needed)"
     return True, "none, and none is needed"
-
-
-def _cache() -> Path:
-    """Folder of what chapters keep between runs, as `practice.practice` has it."""
-    import pooch
-
-    return Path(os.environ.get("MAMMOMIL_CACHE") or pooch.os_cache("mammomil")).expanduser()
 
 
 def _times() -> dict[str, Any]:

@@ -46,6 +46,22 @@ def common_answers(
     return test
 
 
+def named_mistakes(wrong: Sequence[tuple[Judge, Answer, str]]) -> Callable[..., None]:
+    """Return a test that pytest collects: each wrong answer is refused, with these words.
+
+    Args:
+        wrong: (check, wrong answer, a part of its explanation).
+    """
+
+    @pytest.mark.parametrize(("judge", "answer", "words"), wrong)
+    def test(judge: Judge, answer: Answer, words: str) -> None:
+        verdict = judge(answer)
+        assert not verdict.right
+        assert words in verdict.words
+
+    return test
+
+
 def _refused(verdict: Verdict, words: str) -> None:
     assert not verdict.right
     assert words in verdict.words, verdict

@@ -6,7 +6,7 @@ import warnings
 
 import numpy as np
 import pytest
-from answers import common_answers
+from answers import common_answers, named_mistakes
 from sklearn.metrics import roc_auc_score
 
 from mammomil.check import ablation as check
@@ -139,11 +139,7 @@ def test_a_list_is_as_good_as_an_array(judge, answer):
     assert judge(lambda *a: list(answer(*a))).right
 
 
-@pytest.mark.parametrize(("judge", "answer", "words"), WRONG)
-def test_a_common_mistake_is_named(judge, answer, words):
-    verdict = judge(answer)
-    assert not verdict.right
-    assert words in verdict.words
+test_a_common_mistake_is_named = named_mistakes(WRONG)
 
 
 test_common_answers = common_answers(RIGHT)

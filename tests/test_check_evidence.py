@@ -1,9 +1,8 @@
 """Checks of chapter 7: right answers pass, and each common mistake is named."""
 
 import numpy as np
-import pytest
 import torch
-from answers import common_answers
+from answers import common_answers, named_mistakes
 
 from mammomil.check import evidence as check
 
@@ -118,11 +117,7 @@ WRONG = (
 )
 
 
-@pytest.mark.parametrize(("judge", "answer", "words"), WRONG)
-def test_a_common_mistake_is_named(judge, answer, words):
-    verdict = judge(answer)
-    assert not verdict.right
-    assert words in verdict.words
+test_a_common_mistake_is_named = named_mistakes(WRONG)
 
 
 test_common_answers = common_answers(RIGHT)

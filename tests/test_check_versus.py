@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from answers import common_answers
+from answers import common_answers, named_mistakes
 from scipy.stats import rankdata
 from sklearn.metrics import roc_auc_score
 
@@ -170,11 +170,7 @@ def test_ties_of_one_half_by_hand_are_right():
     assert check.auc_difference(with_ties(0.5)).right
 
 
-@pytest.mark.parametrize(("judge", "answer", "words"), WRONG)
-def test_a_common_mistake_is_named(judge, answer, words):
-    verdict = judge(answer)
-    assert not verdict.right
-    assert words in verdict.words
+test_a_common_mistake_is_named = named_mistakes(WRONG)
 
 
 test_common_answers = common_answers(RIGHT)

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 from mammomil.explorer import MAX_FRAMES, Control, Explorer, choice, is_static, slider, toggle
 from mammomil.files import InputError
-from mammomil.scenes import Scene, coloured
+from mammomil.marks import coloured
+from mammomil.scenes import Scene
 
 WIDGETS7 = Path(sys.prefix) / "widgets7"
 

@@ -10,6 +10,7 @@ from hypothesis.extra import numpy as hnp
 from mammomil.froc import (
     continuous_prf,
     froc_curve,
+    gate_threshold,
     inside_any,
     map_peak,
     mean_prf,
@@ -438,3 +439,12 @@ def test_the_mean_f1_is_not_the_f1_of_the_means():
     assert mean_prf(rows) == (0.5, 0.5, pytest.approx(4 / 9), 3)
     assert mean_prf([None]) is None
     assert mean_prf([]) is None
+
+
+@given(
+    st.lists(st.sampled_from([0.1, 0.2, 0.3, 0.5, 0.8]), min_size=1, max_size=12),
+    st.sampled_from([0.25, 0.5, 0.85, 1.0]),
+)
+def test_the_gate_is_the_largest_score_that_calls_enough(scores, sensitivity):
+    enough = [t for t in scores if sum(s >= t for s in scores) / len(scores) >= sensitivity]
+    assert gate_threshold(np.array(scores), sensitivity) == max(enough)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from mammomil.files import InputError
-from mammomil.scenes import BENIGN, MALIGNANT, Scene, inline
+from mammomil.marks import inline
+from mammomil.scenes import BENIGN, MALIGNANT, Scene
 
 
 def decode(address):

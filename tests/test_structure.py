@@ -26,7 +26,7 @@ ORDER = [
     "experiments.dual_branch_semi",
     "experiments.probability_plane", "experiments.annotation_budget", "experiments.compare", "practice",
     "cli",
-    "scenes", "explorer", "explorers.views", "explorers.saliency", "explorers.retrieval",
+    "marks", "scenes", "explorer", "explorers.views", "explorers.saliency", "explorers.retrieval",
     "explorers.attention", "explorers.replay", "explorers.ablation", "explorers.readers", "explorers.ranking",
     "explorers.selection", "explorers.iom", "explorers.froc", "explorers.plane", "explorers.budget",
     "widgets",

@@ -1,7 +1,8 @@
 """Make the kit for instructors: notebooks for live coding, slides, and a page that links them.
 
-python book/_tools/kit.py          after the book is built, into book/_build/html/kit
-python book/_tools/kit.py OUT      elsewhere; formulas of the slides need the built book two folders up
+python book/_tools/kit.py                          after the book is built, into book/_build/html/kit
+python book/_tools/kit.py OUT                      elsewhere; formulas need the built book two folders up
+python book/_tools/kit.py OUT book/chapters/04*    of these chapters
 """
 
 import argparse
@@ -53,8 +54,9 @@ def main() -> int:
     parser.add_argument(
         "out", nargs="?", type=Path, default=OUT, help="folder to write to (book/_build/html/kit)"
     )
+    parser.add_argument("chapters", nargs="*", type=Path, help="notebooks; all chapters when none is given")
     options = parser.parse_args()
-    chapters = sorted(CHAPTERS.glob("*.ipynb"))
+    chapters = options.chapters or sorted(CHAPTERS.glob("*.ipynb"))
     make(options.out, chapters)
     print(f"Kit of {len(chapters)} chapters: {options.out / 'index.html'}")
     return 0

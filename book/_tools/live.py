@@ -1,18 +1,14 @@
 """Variants of the chapters for live coding: blanks for students, the whole text for the instructor.
 
-    python book/_tools/live.py OUT                     all chapters
-    python book/_tools/live.py OUT book/chapters/04*   these
-
-OUT/live/ gets the students' copy: no outputs, no solutions, no notes for instructors, and in the parts
-written from scratch one statement in five is left to type, marked `...  # live: what goes here`.
-OUT/instructor/ gets the instructor's: everything is there, what students type ends in `# live`.
+`kit.py` writes them, with the slides. OUT/live/ gets the students' copy: no outputs, no solutions, no notes
+for instructors, and in the parts written from scratch one statement in five is left to type, marked
+`...  # live: what goes here`. OUT/instructor/ gets the instructor's: everything is there, what students type
+ends in `# live`.
 """
 
-import argparse
 import ast
 import copy
 import re
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -233,20 +229,3 @@ def write(path: Path, out: Path) -> None:
         nbformat.validate(notebook)
         with atomic_path(out / folder / path.name) as temporary:
             temporary.write_text(nbformat.writes(notebook), encoding="utf-8")
-
-
-def main() -> int:
-    """Write the variants of the chapters named on the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("notebooks", nargs="*", type=Path, help="chapters; all when none is given")
-    options = parser.parse_args()
-    for path in options.notebooks or sorted(CHAPTERS.glob("*.ipynb")):
-        write(path, options.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,22 +1,18 @@
 """Slides of the chapters, one self-contained page each, made from what the chapters hold anyway.
 
-    python book/_tools/slides.py OUT                     all chapters
-    python book/_tools/slides.py OUT book/chapters/04*   these
-
-The parts of a chapter are the same everywhere, so a rule picks the slides: title and what will be learned,
-the drawing, explorers, predict-then-run questions with their results one key later, figures, formulas, what
-the paper says, the key points; MOST at most. A cell tagged `slide` is always there, one tagged `no-slide`
-never. The text between them, and the note for instructors, are notes that the key n shows. Pictures are the
-stored ones. Formulas need MathJax, which is taken from the built book (OUT is `kit/slides` in it).
+`kit.py` writes them, with the notebooks for live coding. The parts of a chapter are the same everywhere, so a
+rule picks the slides: title and what will be learned, the drawing, explorers, predict-then-run questions with
+their results one key later, figures, formulas, what the paper says, the key points; MOST at most. A cell
+tagged `slide` is always there, one tagged `no-slide` never. The text between them, and the note for
+instructors, are notes that the key n shows. Pictures are the stored ones. Formulas need MathJax, which is
+taken from the built book (OUT is `kit/slides` in it).
 """
 
-import argparse
 import ast
 import html
 import itertools
 import re
 import struct
-import sys
 from base64 import b64decode, b64encode
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -312,20 +308,3 @@ def write(path: Path, out: Path) -> None:
         )
     with atomic_path(out / f"{path.stem}.html") as temporary:
         temporary.write_text(text, encoding="utf-8")
-
-
-def main() -> int:
-    """Write the slides of the chapters named on the command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("out", type=Path, help="folder to write to")
-    parser.add_argument("notebooks", nargs="*", type=Path, help="chapters; all when none is given")
-    options = parser.parse_args()
-    for path in options.notebooks or sorted(CHAPTERS.glob("*.ipynb")):
-        write(path, options.out)
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

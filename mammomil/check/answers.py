@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import wraps
 from typing import Any
 
 import numpy as np
@@ -65,6 +66,27 @@ def judge(answer: Callable[..., Any], cases: Sequence[Case], praise: str, tolera
                 return Verdict(False, f"{explanation}{where}")
         return Verdict(False, difference(got, case.want) + where)
     return Verdict(True, praise)
+
+
+def gradient_of(answer: Callable[[Any, Any], Any]) -> Callable[[Any, Any], Any]:
+    """Return the gradient of a loss by its first argument, as a function; zeros where the loss has none.
+
+    A loss can be right in value and teach something else.
+
+    Args:
+        answer: (tensor, label) to a scalar.
+    """
+    import torch
+
+    @wraps(answer)
+    def gradient(values: Any, label: Any) -> Any:
+        leaf = values.clone().requires_grad_()
+        loss = answer(leaf, label)
+        if not (isinstance(loss, torch.Tensor) and loss.requires_grad):
+            return torch.zeros_like(values)
+        return torch.autograd.grad(loss, leaf)[0]
+
+    return gradient
 
 
 def same(got: Any, want: Any, tolerance: float) -> bool:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mammomil.check.answers import Case, Verdict, judge
+from mammomil.check.answers import Case, Verdict, gradient_of, judge
 from mammomil.losses import bernoulli_nll, gmic_loss, saliency_penalty
 
 Epoch = Callable[[np.ndarray, np.ndarray, int], Sequence[int]]
@@ -85,7 +85,7 @@ def known_nll(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
         return verdict
     log_prob, label = cases[1].arguments
     zero = torch.zeros_like(log_prob)
-    spoilt = _gradient(lambda p, y: torch.where(y.isnan(), 0.0, _by_formula(p, y)).sum(1).mean())
+    spoilt = gradient_of(lambda p, y: torch.where(y.isnan(), 0.0, _by_formula(p, y)).sum(1).mean())
     mistakes = {
         "The loss is right, but no gradient reaches the log-probabilities: stay in torch, without detach "
         "or item.": zero,
@@ -94,8 +94,8 @@ def known_nll(answer: Callable[[Tensor, Tensor], Tensor]) -> Verdict:
             log_prob, label
         ),
     }
-    want = _gradient(_known_nll)(log_prob, label)
-    return judge(_gradient(answer), [Case((log_prob, label), want, mistakes, "the gradient")], praise)
+    want = gradient_of(_known_nll)(log_prob, label)
+    return judge(gradient_of(answer), [Case((log_prob, label), want, mistakes, "the gradient")], praise)
 
 
 def _known_nll(log_prob: Tensor, label: Tensor) -> Tensor:
@@ -137,20 +137,6 @@ def _nll_case(log_prob: Tensor, label: Tensor, note: str) -> Case:
         )
         mistakes[words] = each.sum() / known.any(1).sum()
     return Case((log_prob, label), _known_nll(log_prob, label), mistakes, note)
-
-
-def _gradient(answer: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function that gives the gradient of the loss by the log-probabilities."""
-
-    @wraps(answer)
-    def gradient(log_prob: Tensor, label: Tensor) -> Tensor:
-        leaf = log_prob.clone().requires_grad_()
-        loss = answer(leaf, label)
-        if not (isinstance(loss, Tensor) and loss.requires_grad):
-            return torch.zeros_like(log_prob)
-        return torch.autograd.grad(loss, leaf)[0]
-
-    return gradient
 
 
 def balanced_rows(answer: Epoch) -> Verdict:

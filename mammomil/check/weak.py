@@ -2,13 +2,12 @@
 
 import math
 from collections.abc import Callable
-from functools import wraps
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from mammomil.check.answers import Case, Verdict, judge
+from mammomil.check.answers import Case, Verdict, gradient_of, judge
 from mammomil.dual_branch import image_log_prob, log_p_cls
 from mammomil.losses import semi_supervised_objective
 from mammomil.metrics import any_finding, auc_score
@@ -31,7 +30,7 @@ def weak_loss(answer: Loss) -> Verdict:
     verdict = judge(answer, cases, praise)
     if not verdict.right:
         return verdict
-    return judge(_gradient(answer), [_gradient_case(*case.arguments) for case in cases], praise)
+    return judge(gradient_of(answer), [_gradient_case(*case.arguments) for case in cases], praise)
 
 
 def _library_loss(log_prob: Tensor, label: Tensor) -> Tensor:
@@ -87,20 +86,6 @@ def _loss_case(rows: list[list[float]], note: str) -> Case:
     return Case((log_prob, label), _library_loss(log_prob, label), mistakes, note)
 
 
-def _gradient(answer: Loss) -> Loss:
-    """Return a function that gives the gradient of the loss by the log-probabilities."""
-
-    @wraps(answer)
-    def gradient(log_prob: Tensor, label: Tensor) -> Tensor:
-        leaf = log_prob.clone().requires_grad_()
-        loss = answer(leaf, label)
-        if not (isinstance(loss, Tensor) and loss.requires_grad):
-            return torch.zeros_like(log_prob)
-        return torch.autograd.grad(loss, leaf)[0]
-
-    return gradient
-
-
 def _gradient_case(log_prob: Tensor, label: Tensor) -> Case:
     def spoilt(log_prob: Tensor, label: Tensor) -> Tensor:
         known = ~label.isnan()
@@ -117,8 +102,8 @@ def _gradient_case(log_prob: Tensor, label: Tensor) -> Case:
             "gradient is NaN * 0 even where the result is thrown away. Choose between the two "
             "log-probabilities by `torch.where`, do not multiply."
         )
-        mistakes[told] = _gradient(spoilt)(log_prob, label)
-    return Case((log_prob, label), _gradient(_library_loss)(log_prob, label), mistakes, "the gradient")
+        mistakes[told] = gradient_of(spoilt)(log_prob, label)
+    return Case((log_prob, label), gradient_of(_library_loss)(log_prob, label), mistakes, "the gradient")
 
 
 def choose_epoch(answer: Callable[[np.ndarray, np.ndarray, np.ndarray], int]) -> Verdict:

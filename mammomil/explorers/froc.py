@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 
 from mammomil.explorer import Explorer, choice, slider, toggle
 from mammomil.files import InputError
-from mammomil.froc import froc_curve
+from mammomil.froc import froc_curve, gate_threshold
 from mammomil.scenes import GREY, INK, MALIGNANT, SKY, YELLOW, Length, Scene
 
 # Sizes in the scene: mammograms in a row, a legend, the curve. A phone shows 460 units at three quarters.
@@ -72,9 +72,7 @@ def froc_explorer(
         for column in zip(*((i["label"], i["score"], i["iom"].shape[1]) for i in images), strict=True)
     )
     judged = (label == 0) | ((label == 1) & (lesions > 0))
-    positives = np.sort(score[label == 1])[::-1]
-    reached = np.arange(1, len(positives) + 1) / len(positives)
-    tau = positives[np.argmax(reached >= operating_sensitivity)]  # as `froc_curve` finds it
+    tau = gate_threshold(score[label == 1], operating_sensitivity)
     stops = sorted({0, *(int(np.flatnonzero(usual[1] <= stop)[-1]) for stop in STOPS)})
     values = [float(usual[2][stop]) for stop in stops]
     texts = ["above all", *(f"{value:.3g}" for value in values[1:])]

@@ -12,8 +12,9 @@ from torch import Tensor
 
 from mammomil.explorer import Explorer, choice, slider, toggle
 from mammomil.files import InputError
+from mammomil.marks import coloured
 from mammomil.regions import iom, iom_masks, region_labels
-from mammomil.scenes import GREY, INK, MALIGNANT, PINK, SKY, YELLOW, Scene, coloured
+from mammomil.scenes import GREY, INK, MALIGNANT, PINK, SKY, YELLOW, Scene
 
 SIDE = 440  # of the crop in the scene
 BADGE, BARS, ROW, LEFT, LENGTH = 450, 524, 58, 92, 284  # where label and bars stand; a bar of IoM 1

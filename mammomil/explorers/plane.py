@@ -12,12 +12,13 @@ from mammomil.experiments.probability_plane import Config, fit_plane, three_clas
 from mammomil.experiments.region_runs import TASKS, answer
 from mammomil.explorer import Explorer, choice, slider, toggle
 from mammomil.files import InputError
+from mammomil.marks import coloured
 from mammomil.metrics import any_finding, auc_score
 from mammomil.panels import reduce_pixels
 from mammomil.practice import Practice, Trained
 from mammomil.recipes import preset
 from mammomil.region_data import RegionCanvases
-from mammomil.scenes import BENIGN, GREY, INK, MALIGNANT, Length, Scene, coloured
+from mammomil.scenes import BENIGN, GREY, INK, MALIGNANT, Length, Scene
 from mammomil.types import FINDINGS, REGION_CLASSES
 
 # Sizes in the scene: a plane that can be hit with a finger on a telephone, the mammogram below it.

@@ -18,7 +18,8 @@ from mammomil.dual_branch import (
 )
 from mammomil.explorer import Explorer, choice, slider, toggle
 from mammomil.files import InputError
-from mammomil.scenes import BENIGN, GREY, INK, MALIGNANT, YELLOW, Length, Scene, coloured
+from mammomil.marks import coloured
+from mammomil.scenes import BENIGN, GREY, INK, MALIGNANT, YELLOW, Length, Scene
 from mammomil.types import FINDINGS, REGION_CLASSES
 
 # Sizes in the scene; `static/explorers/ranking.js` has the same.

@@ -11,7 +11,8 @@ from torch import Tensor
 from mammomil.dual_branch import DualBranch, image_log_prob, log_p_det, select_regions
 from mammomil.explorer import Control, Explorer, choice, slider
 from mammomil.files import InputError
-from mammomil.scenes import BENIGN, GREY, INK, MALIGNANT, YELLOW, Scene, coloured
+from mammomil.marks import coloured
+from mammomil.scenes import BENIGN, GREY, INK, MALIGNANT, YELLOW, Scene
 from mammomil.types import FINDINGS
 
 KS = (1, 2, 3, 5, 10, 20, 50)
