@@ -144,9 +144,11 @@ class RegionCanvases(Canvases):
         """Say which annotated images have no malignant region and are learned from by their label (A6)."""
         if rows:
             names = ", ".join(self._rows[row].image_id for row in rows[:5])
+            those = "1 annotated image has" if len(rows) == 1 else f"{len(rows)} annotated images have"
+            counts = "counts" if len(rows) == 1 else "count"
             warnings.warn(
-                f"{len(rows)} annotated images have no region with IoM {ALPHA} or more and count as weakly "
-                f"labelled: {names}{', ...' if len(rows) > 5 else ''}",
+                f"{those} no region with IoM {ALPHA} or more and {counts} as weakly labelled: "
+                f"{names}{', ...' if len(rows) > 5 else ''}",
                 stacklevel=3,
             )
 

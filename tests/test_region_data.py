@@ -111,7 +111,7 @@ def test_an_annotated_image_without_a_malignant_region_becomes_weak_with_a_warni
     """Reading A6: a long thin lesion that no window covers half of."""
     index = boxed_phantom(tmp_path, [(20, 100, 23, 260)])
     data = CodeDataset(index, QUICK, model, annotated={"a"})
-    with pytest.warns(UserWarning, match=r"1 annotated images have no region.*: a$"):
+    with pytest.warns(UserWarning, match=r"1 annotated image has no region.*: a$"):
         data.prepare_all(progress=False)
     assert not data[0].annotated
     assert -1 in data[0].region_label
@@ -143,7 +143,7 @@ def test_pixels_of_images_without_a_window_are_left_out_and_weak_ones_named(twel
     assert len(data) + len(failures) == len(twelve_phantoms.images)
     assert all("no window of 100 pixels" in reason for _, reason in failures)
     index = boxed_phantom(tmp_path, [(20, 100, 23, 260)])
-    with pytest.warns(UserWarning, match="1 annotated images have no region"):
+    with pytest.warns(UserWarning, match="1 annotated image has no region"):
         RegionImageDataset(index, QUICK, CONFIG.windows, {"a"}).prepare_all(progress=False)
     with pytest.raises(InputError, match="no image can be used"):
         RegionImageDataset(index, QUICK, WindowConfig((360,))).prepare_all(progress=False)
